@@ -1,0 +1,215 @@
+// Decoders: llama.cpp's own decoding, steered.
+
+#include "internal.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <map>
+#include <vector>
+
+struct steer_decoder {
+    const steer_model & model;
+    steer_decoder_options options;
+    llama_context * context;
+
+    // the steering in use, and the leaves that hold its numbers
+    llama_adapter_steer steer;
+    ggml_context * leaves = nullptr;
+    ggml_backend_buffer_t buffer = nullptr;
+    int32_t n_strengths = 0;
+
+    std::vector<llama_pos> position; // of each sequence's next token
+    // of the tokens that are being decoded: strengths [n_strengths][n], and where a token of a sequence stands in them
+    const float * strengths = nullptr;
+    int32_t n_decoding = 0;
+    std::map<std::pair<llama_seq_id, llama_pos>, int32_t> column;
+    const int32_t * cancel = nullptr;
+
+    steer_decoder(const steer_model & m, const steer_decoder_options & options) :
+        model(m), options(options), context(steer_context(m, options.n_ctx, options.n_seq, options.exact)), position(options.n_seq) {
+        context->set_exact(options.exact);
+        llama_set_abort_callback(context, [](void * self) {
+            const int32_t * cancel = ((const steer_decoder *) self)->cancel;
+            return cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0;
+        }, this);
+        steer.strength = [this](int32_t k, const llama_ubatch & u, uint32_t i) {
+            const auto found = column.find({ u.seq_id[i][0], u.pos[i] });
+            return found == column.end() ? 0.0f : strengths[(size_t) k*n_decoding + found->second];
+        };
+    }
+
+    ~steer_decoder() {
+        llama_free(context);
+        forget_steering();
+    }
+    steer_decoder(const steer_decoder &) = delete;
+
+    void forget_steering() {
+        ggml_backend_buffer_free(buffer);
+        ggml_free(leaves);
+        buffer = nullptr;
+        leaves = nullptr;
+        steer.ops.clear();
+        n_strengths = 0;
+    }
+};
+
+steer_status steer_decoder_new(const steer_model * m, const steer_decoder_options * options, steer_decoder ** decoder, char * err, size_t err_size) {
+    return steer_guard(err, err_size, [&] {
+        if (options->n_ctx < 1 || options->n_seq < 1 || options->n_seq > (int32_t) llama_max_parallel_sequences()) {
+            steer_throw(STEER_BAD_INPUT, "a decoder has at least one sequence of one token and at most %zu sequences, not %d of %d", llama_max_parallel_sequences(), options->n_seq, options->n_ctx);
+        }
+        if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model)) {
+            steer_throw(STEER_BAD_INPUT, "models of architecture %s do not continue text", llm_arch_name(m->model->arch));
+        }
+        *decoder = new steer_decoder(*m, *options);
+    });
+}
+
+void steer_decoder_free(steer_decoder * decoder) {
+    delete decoder;
+}
+
+steer_status steer_decoder_steer(steer_decoder * d, const steer_operation * operations, int32_t n, int32_t n_strengths, char * err, size_t err_size) {
+    return steer_guard(err, err_size, [&] {
+        std::vector<int32_t> layers;
+        for (int32_t i = 0; i < n; ++i) {
+            layers.push_back(operations[i].layer);
+        }
+        steer_check_layers(d->model, layers.data(), n);
+
+        d->forget_steering();
+        d->steer.version = steer_next_version();
+        d->context->steer = n ? &d->steer : nullptr;
+        d->n_strengths = n_strengths;
+        if (n == 0) {
+            return;
+        }
+        const int64_t n_embd = d->model.model->hparams.n_embd;
+        d->leaves = ggml_init({ 3*n*ggml_tensor_overhead(), nullptr, true });
+        auto leaf = [&](int64_t rows) { return rows ? ggml_new_tensor_2d(d->leaves, GGML_TYPE_F32, n_embd, rows) : nullptr; };
+        for (int32_t i = 0; i < n; ++i) {
+            const steer_operation & o = operations[i];
+            auto & op = d->steer.ops[o.layer];
+            op.vectors = leaf(o.n_vectors);
+            op.left    = leaf(o.rank);
+            op.right   = leaf(o.rank);
+            op.s_vectors.assign(o.s_vectors, o.s_vectors + o.n_vectors);
+            op.s_rows.assign(o.s_rows, o.s_rows + o.rank);
+        }
+        d->buffer = ggml_backend_alloc_ctx_tensors_from_buft(d->leaves, ggml_backend_dev_buffer_type(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
+        if (!d->buffer) {
+            throw std::bad_alloc();
+        }
+        for (int32_t i = 0; i < n; ++i) {
+            const steer_operation & o = operations[i];
+            const auto & op = d->steer.ops[o.layer];
+            for (const auto & leaf : { std::make_pair(op.vectors, o.vectors), std::make_pair(op.left, o.left), std::make_pair(op.right, o.right) }) {
+                if (leaf.first) {
+                    ggml_backend_tensor_set(leaf.first, leaf.second, 0, ggml_nbytes(leaf.first));
+                }
+            }
+        }
+    });
+}
+
+void steer_decoder_clear(steer_decoder * d) {
+    llama_memory_clear(llama_get_memory(d->context), false);
+    d->position.assign(d->position.size(), 0);
+}
+
+steer_status steer_decode(steer_decoder * d, int32_t n, const steer_token * tokens, const int32_t * seq, const int8_t * want_logits, const float * strengths, const int32_t * cancel, char * err, size_t err_size) {
+    return steer_guard(err, err_size, [&] {
+        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(d->model.model));
+        std::vector<llama_pos> position = d->position;
+        std::vector<llama_pos> pos(n);
+        std::vector<int32_t> n_seq_id(n, 1);
+        std::vector<llama_seq_id> ids(seq, seq + n);
+        std::vector<llama_seq_id *> seq_id(n);
+        std::vector<int8_t> logits(want_logits, want_logits + n);
+        d->column.clear();
+        for (int32_t i = 0; i < n; ++i) {
+            if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+                steer_throw(STEER_BAD_INPUT, "token %d is not of the vocabulary, which has %d", tokens[i], n_vocab);
+            }
+            if (seq[i] < 0 || seq[i] >= d->options.n_seq) {
+                steer_throw(STEER_BAD_INPUT, "there is no sequence %d, the decoder has %d", seq[i], d->options.n_seq);
+            }
+            pos[i] = position[seq[i]]++;
+            if (pos[i] >= d->options.n_ctx) {
+                steer_throw(STEER_BAD_INPUT, "the context of %d tokens is full", d->options.n_ctx);
+            }
+            seq_id[i] = &ids[i];
+            d->column[{ seq[i], pos[i] }] = i;
+        }
+        d->strengths  = strengths;
+        d->n_decoding = n;
+        d->cancel     = cancel;
+        const llama_batch batch = { n, (llama_token *) tokens, nullptr, pos.data(), n_seq_id.data(), seq_id.data(), logits.data() };
+        steer_take_log();
+        const int32_t rc = llama_decode(d->context, batch);
+        d->strengths = nullptr;
+        d->cancel    = nullptr;
+        d->column.clear();
+        if (rc != 0) {
+            for (int32_t s = 0; s < d->options.n_seq; ++s) {
+                llama_memory_seq_rm(llama_get_memory(d->context), s, d->position[s], -1);
+            }
+        }
+        if (rc == 2) {
+            steer_throw(STEER_CANCELLED, "cancelled");
+        }
+        if (rc != 0) {
+            const std::string log = steer_take_log();
+            steer_throw(STEER_FAILED, "decoding failed (llama.cpp's code %d): %s", rc, log.empty() ? "it does not say why" : log.c_str());
+        }
+        d->position = position;
+    });
+}
+
+const float * steer_decoder_logits(steer_decoder * d, int32_t i) {
+    return llama_get_logits_ith(d->context, i);
+}
+
+// ---- sampling --------------------------------------------------------------
+
+struct steer_sampler {
+    llama_sampler * chain;
+};
+
+steer_sampler * steer_sampler_new(const steer_sampler_options * options) {
+    llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    const int32_t last_n = 64;
+    const size_t min_keep = 1;
+    if (options->repeat_penalty != 1) {
+        llama_sampler_chain_add(chain, llama_sampler_init_penalties(last_n, options->repeat_penalty, 0, 0));
+    }
+    if (options->top_k > 0) {
+        llama_sampler_chain_add(chain, llama_sampler_init_top_k(options->top_k));
+    }
+    if (options->top_p < 1) {
+        llama_sampler_chain_add(chain, llama_sampler_init_top_p(options->top_p, min_keep));
+    }
+    if (options->min_p > 0) {
+        llama_sampler_chain_add(chain, llama_sampler_init_min_p(options->min_p, min_keep));
+    }
+    llama_sampler_chain_add(chain, llama_sampler_init_temp(options->temperature));
+    llama_sampler_chain_add(chain, llama_sampler_init_dist(options->seed));
+    return new steer_sampler{ chain };
+}
+
+void steer_sampler_free(steer_sampler * sampler) {
+    if (sampler) {
+        llama_sampler_free(sampler->chain);
+        delete sampler;
+    }
+}
+
+steer_token steer_sample(steer_sampler * sampler, steer_decoder * decoder, int32_t i) {
+    return llama_sampler_sample(sampler->chain, decoder->context, i);
+}
+
+void steer_sampler_accept(steer_sampler * sampler, steer_token token) {
+    llama_sampler_accept(sampler->chain, token);
+}

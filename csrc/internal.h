@@ -1,0 +1,78 @@
+// What the engine's files share.
+#pragma once
+
+#include "steer.h"
+
+#include "ggml-backend.h"
+#include "llama.h"
+#include "llama-adapter.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+struct steer_model {
+    llama_model * model = nullptr;
+    int32_t threads = 1;
+    bool repacked = false;
+
+    ~steer_model() { llama_model_free(model); }
+};
+
+// An error with its status: what the C functions return.
+struct steer_error : std::runtime_error {
+    steer_status status;
+    steer_error(steer_status status, const std::string & text) : std::runtime_error(text), status(status) {}
+};
+
+[[noreturn]] void steer_throw(steer_status status, const char * format, ...) __attribute__((format(printf, 2, 3)));
+
+// Runs f and turns what it throws into a status and a text.
+template <typename F> steer_status steer_guard(char * err, size_t err_size, F f) {
+    steer_status status = STEER_FAILED;
+    std::string text;
+    try {
+        f();
+        return STEER_OK;
+    } catch (const steer_error & e) {
+        status = e.status;
+        text = e.what();
+    } catch (const std::bad_alloc &) {
+        text = "out of memory";
+    } catch (const std::exception & e) {
+        text = e.what();
+    }
+    if (err && err_size) {
+        snprintf(err, err_size, "%s", text.c_str());
+    }
+    return status;
+}
+
+// The error lines that llama.cpp and ggml have logged on this thread since the
+// last call, the last of them last.
+std::string steer_take_log();
+
+// A number that was never given before: see llama_adapter_steer::version.
+uint64_t steer_next_version();
+
+// The CPU backend with the model's number of threads.
+struct steer_backend {
+    ggml_backend_t backend;
+
+    explicit steer_backend(int32_t threads);
+    ~steer_backend() { ggml_backend_free(backend); }
+    steer_backend(const steer_backend &) = delete;
+
+    // computations end early once *cancel is not 0; nullptr: never
+    void set_cancel(const int32_t * cancel);
+};
+
+// Has the model layers[0..n), ascending and each once? Throws if not.
+void steer_check_layers(const steer_model & model, const int32_t * layers, int32_t n);
+
+// a context of the model for n_seq sequences of n_ctx tokens; exact: in float32
+llama_context * steer_context(const steer_model & model, int32_t n_ctx, int32_t n_seq, bool exact);

@@ -1,0 +1,197 @@
+// The engine of llsteer: models, sessions that differentiate, decoders.
+//
+// Ownership: what a ..._new or ..._open function gives is freed by the function
+// next to it, sessions and decoders before their model. Pointers that are
+// passed in are read or written during the call only.
+//
+// Errors: every function that can fail returns a steer_status and, unless it is
+// STEER_OK, writes a text of at most err_size bytes, its final NUL included,
+// into err. Nothing exits or aborts; no state is shared between calls.
+//
+// Threads: a model may be used by several threads at once, a session or a
+// decoder by one at a time. A call that takes a cancel flag returns
+// STEER_CANCELLED soon after another thread has made *cancel non-zero.
+//
+// Arrays are in row order, the last index named moving fastest. Logarithms are
+// natural.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int32_t steer_token;
+
+typedef enum {
+    STEER_OK        = 0,
+    STEER_FAILED    = 1, // during the work
+    STEER_BAD_INPUT = 2, // the caller's to mend
+    STEER_CANCELLED = 3,
+} steer_status;
+
+// ---- model ----------------------------------------------------------------
+
+typedef struct steer_model steer_model;
+
+typedef struct {
+    const char * backends;   // folder of the ggml backend modules; NULL: that of this library. Only the first model's counts
+    int32_t      threads;    // at least 1
+    int32_t      gpu_layers; // blocks to offload; -1: all
+    // Repack the weights for the fastest decoding, at the price of a copy of
+    // them: such a model cannot be differentiated or used exactly.
+    int32_t      repack;
+} steer_model_options;
+
+typedef struct {
+    char    name[256];         // general.name, may be empty
+    char    arch[64];          // general.architecture
+    char    quantization[128]; // as llama.cpp describes it
+    int32_t n_embd;            // width of the residual stream
+    int32_t n_layer;           // blocks
+    int32_t n_vocab;
+    int32_t n_ctx_train;       // tokens
+    int32_t has_chat_template;
+} steer_info;
+
+// The file must have been checked: llama.cpp aborts on some that are damaged.
+steer_status steer_model_open(const char * path, const steer_model_options * options, steer_model ** model, char * err, size_t err_size);
+void         steer_model_free(steer_model * model);
+void         steer_model_info(const steer_model * model, steer_info * info);
+
+// The number of tokens, of which at most n_max are written. add_special: BOS
+// and the like as the model asks; parse_special: control tokens written in the
+// text are those tokens. -1: the model has no tokenizer.
+int32_t steer_tokenize(const steer_model * model, const char * text, int32_t size, int add_special, int parse_special, steer_token * tokens, int32_t n_max);
+
+// The number of bytes of a token's text, of which at most size are written
+// (without a NUL). Control tokens have text only if special.
+int32_t steer_token_text(const steer_model * model, steer_token token, int special, char * text, int32_t size);
+
+int steer_token_ends(const steer_model * model, steer_token token); // does it end a generation?
+
+// The chat template around a user's turn up to the assistant's header, with at
+// most size bytes written (without a NUL); system may be NULL. -1: the model has no
+// template, or llama.cpp does not know it.
+int32_t steer_chat(const steer_model * model, const char * system, const char * user, char * text, int32_t size);
+
+// ---- session: losses and gradients ----------------------------------------
+//
+// A session holds sequences, each a prompt with one completion, and evaluates
+// the log-probability of every completion token as a function of a steering at
+// the input of some layers:
+//
+//   x <- x + sum_k s_k v_k + s sum_j left_j (right_j . x)
+//
+// with the strengths s_k and s given for each token of each sequence. Prefixes
+// that agree in tokens and strengths are computed once, and what no parameter
+// reaches is computed once for the session's life.
+
+typedef struct steer_session steer_session;
+
+typedef struct {
+    const int32_t * layers;  // ascending, from 0
+    int32_t n_layers;        // 0: probabilities only, there is no gradient then
+    int32_t n_vectors;       // vectors at each layer, k
+    int32_t rank;            // rows of the matrix at each layer
+    double  coldness;        // p = softmax(coldness*logits)
+} steer_session_options;
+
+typedef struct {
+    int32_t             n_sequences;
+    const int32_t     * n_tokens;  // [n_sequences]: prompt and completion
+    const int32_t     * n_prompt;  // [n_sequences], at least 1 and less than n_tokens
+    const steer_token * tokens;    // the sequences one after the other
+    const float       * strengths; // for each sequence [n_vectors + (rank > 0)][n_tokens], one after the other
+} steer_sequences;
+
+typedef struct {
+    double log_p;   // of a target token
+    double log_1mp; // log(1 - p)
+} steer_prob;
+
+// Is there a gradient with respect to a steering at these layers? If not, the
+// error names the architecture and what is missing.
+steer_status steer_differentiable(const steer_model * model, const int32_t * layers, int32_t n_layers, char * err, size_t err_size);
+
+steer_status steer_session_new(const steer_model * model, const steer_session_options * options, const steer_sequences * sequences, steer_session ** session, char * err, size_t err_size);
+void         steer_session_free(steer_session * session);
+
+// Tokens that one evaluation computes.
+int32_t steer_session_n_tokens(const steer_session * session);
+
+// params: [n_layers][n_vectors + 2*rank][n_embd], at each layer the vectors, then
+// the left rows, then the right ones. probs: of every target, sequence by sequence.
+steer_status steer_session_forward(steer_session * session, const float * params, steer_prob * probs, const int32_t * cancel, char * err, size_t err_size);
+
+// The gradient of sum_i weights[i]*probs[i].log_p at the last forward's params,
+// shaped as they are.
+steer_status steer_session_backward(steer_session * session, const double * weights, float * gradient, const int32_t * cancel, char * err, size_t err_size);
+
+// The unsteered residual stream at the input of layers: [n_layers][n_tokens][n_embd].
+steer_status steer_activations(const steer_model * model, const steer_token * tokens, int32_t n_tokens, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size);
+
+// ---- decoder: generation with a KV cache ----------------------------------
+
+typedef struct steer_decoder steer_decoder;
+
+typedef struct {
+    int32_t n_ctx; // tokens of each sequence
+    int32_t n_seq; // sequences side by side
+    int32_t exact; // weights exactly dequantized and float32 everywhere, the KV cache included
+} steer_decoder_options;
+
+// The steering operation at one layer; its strengths are given to every decode.
+typedef struct {
+    int32_t         layer;
+    int32_t         n_vectors;
+    const float   * vectors;   // [n_vectors][n_embd]
+    const int32_t * s_vectors; // [n_vectors]: which strength is the factor
+    int32_t         rank;
+    const float   * left;      // [rank][n_embd]
+    const float   * right;     // [rank][n_embd]
+    const int32_t * s_rows;    // [rank]
+} steer_operation;
+
+steer_status steer_decoder_new(const steer_model * model, const steer_decoder_options * options, steer_decoder ** decoder, char * err, size_t err_size);
+void         steer_decoder_free(steer_decoder * decoder);
+
+// Replaces the steering, for all tokens decoded from now on; the arrays are
+// copied. Layers ascend and are each given once.
+steer_status steer_decoder_steer(steer_decoder * decoder, const steer_operation * operations, int32_t n_operations, int32_t n_strengths, char * err, size_t err_size);
+
+// Forgets all tokens.
+void steer_decoder_clear(steer_decoder * decoder);
+
+// Decodes tokens: token i continues sequence seq[i], at the sequence's next
+// position. strengths: [n_strengths][n].
+steer_status steer_decode(steer_decoder * decoder, int32_t n, const steer_token * tokens, const int32_t * seq, const int8_t * want_logits, const float * strengths, const int32_t * cancel, char * err, size_t err_size);
+
+// The logits [n_vocab] after token i of the last decode, for which they were
+// wanted; valid until the next call.
+const float * steer_decoder_logits(steer_decoder * decoder, int32_t i);
+
+// ---- sampling --------------------------------------------------------------
+
+typedef struct steer_sampler steer_sampler;
+
+typedef struct {
+    float    temperature;    // above 0
+    int32_t  top_k;          // 0: all
+    float    top_p, min_p;   // 1 and 0: all
+    float    repeat_penalty; // 1: none; over the last 64 tokens
+    uint32_t seed;
+} steer_sampler_options;
+
+steer_sampler * steer_sampler_new(const steer_sampler_options * options);
+void            steer_sampler_free(steer_sampler * sampler);
+// Draws the token after token i of the last decode, and remembers it.
+steer_token     steer_sample(steer_sampler * sampler, steer_decoder * decoder, int32_t i);
+// Remembers a token of the prompt, for the repeat penalty.
+void            steer_sampler_accept(steer_sampler * sampler, steer_token token);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,387 @@
+package ggmlsteer
+
+/*
+#cgo CFLAGS: -I${SRCDIR}/../csrc
+#cgo LDFLAGS: -L${SRCDIR}/../bin -lllama -lggml -lggml-base -Wl,-rpath,$ORIGIN -Wl,-rpath,$ORIGIN/../lib/llsteer -Wl,-rpath,${SRCDIR}/../bin
+#include <stdlib.h>
+#include "steer.h"
+*/
+import "C"
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/llsteer/llsteer/loader"
+)
+
+// A Model is an open GGUF model. It may be used by several goroutines.
+type Model struct {
+	info    Info
+	threads int
+
+	mu     sync.Mutex
+	c      *C.steer_model
+	users  int // sessions, decoders and calls under way
+	closed bool
+}
+
+// Open loads a GGUF model; of a split one, path is the first part. The file is
+// checked first (see loader.CheckModel), since llama.cpp aborts on some damage.
+func Open(path string, o Options) (*Model, error) {
+	if _, err := loader.CheckModel(path); err != nil {
+		return nil, err
+	}
+	return open(path, o)
+}
+
+func open(path string, o Options) (*Model, error) {
+	threads := o.Threads
+	if threads <= 0 {
+		threads = physicalCores()
+	}
+	options := C.steer_model_options{threads: C.int32_t(threads), gpu_layers: C.int32_t(o.GPULayers)}
+	if o.Decoding {
+		options.repack = 1
+	}
+	cpath := C.CString(path)
+	defer C.free(unsafe.Pointer(cpath))
+	m := &Model{threads: threads}
+	if err := call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_model_open(cpath, &options, &m.c, text, size)
+	}); err != nil {
+		return nil, err
+	}
+	var info C.steer_info
+	C.steer_model_info(m.c, &info)
+	m.info = Info{
+		Path:         path,
+		Name:         C.GoString(&info.name[0]),
+		Arch:         C.GoString(&info.arch[0]),
+		Quantization: C.GoString(&info.quantization[0]),
+		Embd:         int(info.n_embd),
+		Layers:       int(info.n_layer),
+		Vocab:        int(info.n_vocab),
+		TrainContext: int(info.n_ctx_train),
+		Chat:         info.has_chat_template != 0,
+	}
+	if m.info.Name == "" {
+		m.info.Name = strings.TrimSuffix(filepath.Base(path), ".gguf")
+	}
+	return m, nil
+}
+
+// Close frees the model once its sessions and decoders are closed, too.
+func (m *Model) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	m.freeLocked()
+	return nil
+}
+
+func (m *Model) freeLocked() {
+	if m.closed && m.users == 0 && m.c != nil {
+		C.steer_model_free(m.c)
+		m.c = nil
+	}
+}
+
+var errClosed = errors.New("the model is closed")
+
+// acquire keeps the model alive until release.
+func (m *Model) acquire() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return errClosed
+	}
+	m.users++
+	return nil
+}
+
+func (m *Model) release() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.users--
+	m.freeLocked()
+}
+
+// Info describes the model.
+func (m *Model) Info() Info { return m.info }
+
+// Threads is how many threads its computations use.
+func (m *Model) Threads() int { return m.threads }
+
+// call runs f, one call into the engine, with a flag that the end of ctx sets
+// (nil: none) and a buffer for its error text.
+func call(ctx context.Context, f func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status) error {
+	cancel := new(int32)
+	if ctx != nil {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		defer context.AfterFunc(ctx, func() { atomic.StoreInt32(cancel, 1) })()
+	}
+	text := make([]byte, 4096)
+	switch f((*C.int32_t)(unsafe.Pointer(cancel)), (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text))) {
+	case C.STEER_OK:
+		return nil
+	case C.STEER_CANCELLED:
+		return context.Cause(ctx)
+	case C.STEER_BAD_INPUT:
+		return &loader.InputError{Message: message(text)}
+	default:
+		return errors.New(message(text))
+	}
+}
+
+func message(text []byte) string {
+	s, _, _ := strings.Cut(string(text), "\x00")
+	return s
+}
+
+// Tokenize adds BOS and the like as the model asks. Control tokens written in
+// the text are plain text unless parseSpecial.
+func (m *Model) Tokenize(text string, parseSpecial bool) ([]Token, error) {
+	return m.tokenize(text, true, parseSpecial)
+}
+
+func (m *Model) tokenize(text string, addSpecial, parseSpecial bool) ([]Token, error) {
+	if err := m.acquire(); err != nil {
+		return nil, err
+	}
+	defer m.release()
+	if len(text) > math.MaxInt32/4 {
+		return nil, &loader.InputError{Message: fmt.Sprintf("a text of %d bytes is too long", len(text))}
+	}
+	flag := func(b bool) C.int {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	data := append([]byte(text), 0) // never empty, so that it has an address
+	tokens := make([]Token, len(text)+8)
+	for {
+		n := C.steer_tokenize(m.c, (*C.char)(unsafe.Pointer(&data[0])), C.int32_t(len(text)), flag(addSpecial), flag(parseSpecial),
+			(*C.steer_token)(&tokens[0]), C.int32_t(len(tokens)))
+		switch {
+		case n < 0:
+			return nil, &loader.InputError{Message: "the model has no tokenizer that can read this text"}
+		case int(n) <= len(tokens):
+			return tokens[:n], nil
+		}
+		tokens = make([]Token, n)
+	}
+}
+
+// Text is the text of tokens; control tokens have none unless special. The
+// bytes of an incomplete character are kept as they are.
+func (m *Model) Text(tokens []Token, special bool) string {
+	if m.acquire() != nil {
+		return ""
+	}
+	defer m.release()
+	flag := C.int(0)
+	if special {
+		flag = 1
+	}
+	var text []byte
+	piece := make([]byte, 64)
+	for _, t := range tokens {
+		n := int(C.steer_token_text(m.c, C.steer_token(t), flag, (*C.char)(unsafe.Pointer(&piece[0])), C.int32_t(len(piece))))
+		if n > len(piece) {
+			piece = make([]byte, n)
+			n = int(C.steer_token_text(m.c, C.steer_token(t), flag, (*C.char)(unsafe.Pointer(&piece[0])), C.int32_t(n)))
+		}
+		text = append(text, piece[:n]...)
+	}
+	return string(text)
+}
+
+// ends says whether a token ends a generation.
+func (m *Model) ends(t Token) bool { return C.steer_token_ends(m.c, C.steer_token(t)) != 0 }
+
+// Chat puts the model's chat template around a user's turn, up to and with the
+// assistant's header, with the template's control tokens parsed and BOS once.
+// Control tokens written by the user stay plain text. system may be "".
+func (m *Model) Chat(system, user string) ([]Token, error) { return m.chat(system, user, "") }
+
+// ChatCompletion is Chat with a completion after it: the completion's tokens
+// are those from len(Chat(system, user)) on.
+func (m *Model) ChatCompletion(system, user, completion string) ([]Token, error) {
+	return m.chat(system, user, completion)
+}
+
+func (m *Model) chat(system, user, completion string) ([]Token, error) {
+	text, err := m.renderChat(system, user)
+	if err != nil {
+		return nil, err
+	}
+	// BOS is the template's or the tokenizer's, not both
+	addSpecial := true
+	if bos, err := m.tokenize("", true, false); err != nil {
+		return nil, err
+	} else if first := m.Text(bos, true); first != "" && strings.HasPrefix(text, first) {
+		addSpecial = false
+	}
+	plain := true
+	for _, part := range []string{system, user, completion} {
+		as, err := m.tokenize(part, false, true)
+		if err != nil {
+			return nil, err
+		}
+		if is, _ := m.tokenize(part, false, false); len(as) != len(is) {
+			plain = false
+		}
+	}
+	if plain {
+		return m.tokenize(text+completion, addSpecial, true)
+	}
+	// Somebody wrote a control token: tokenize the template around marks, and
+	// what stands at the marks by itself.
+	const systemMark, userMark = "\x01system\x01", "\x01user\x01"
+	mark := systemMark
+	if system == "" {
+		mark = ""
+	}
+	if text, err = m.renderChat(mark, userMark); err != nil {
+		return nil, err
+	}
+	var tokens []Token
+	add := func(text string, special bool) error {
+		if text == "" {
+			return nil
+		}
+		more, err := m.tokenize(text, addSpecial, special)
+		tokens, addSpecial = append(tokens, more...), false
+		return err
+	}
+	for text != "" {
+		at, found, value := len(text), "", ""
+		for mark, v := range map[string]string{systemMark: system, userMark: user} {
+			if i := strings.Index(text, mark); i >= 0 && i < at {
+				at, found, value = i, mark, v
+			}
+		}
+		if err := add(text[:at], true); err != nil {
+			return nil, err
+		}
+		if err := add(value, false); err != nil {
+			return nil, err
+		}
+		text = text[at+len(found):]
+	}
+	return tokens, add(completion, false)
+}
+
+func (m *Model) renderChat(system, user string) (string, error) {
+	if err := m.acquire(); err != nil {
+		return "", err
+	}
+	defer m.release()
+	var csystem *C.char
+	if system != "" {
+		csystem = C.CString(system)
+		defer C.free(unsafe.Pointer(csystem))
+	}
+	cuser := C.CString(user)
+	defer C.free(unsafe.Pointer(cuser))
+	text := make([]byte, 1024+2*(len(system)+len(user)))
+	for {
+		n := C.steer_chat(m.c, csystem, cuser, (*C.char)(unsafe.Pointer(&text[0])), C.int32_t(len(text)))
+		switch {
+		case n < 0 && !m.info.Chat:
+			return "", &loader.InputError{Message: m.info.Path + ": the model has no chat template", Hint: "leave out --chat, or use an instruction-tuned model"}
+		case n < 0:
+			return "", &loader.InputError{Message: m.info.Path + ": llama.cpp does not know the model's chat template", Hint: "leave out --chat and write the template's text into the prompt"}
+		case int(n) <= len(text):
+			return string(text[:n]), nil
+		}
+		text = make([]byte, n)
+	}
+}
+
+// layersOf converts and keeps at least one element, for an address.
+func layersOf(layers []int) []C.int32_t {
+	c := make([]C.int32_t, len(layers), len(layers)+1)
+	for i, l := range layers {
+		c[i] = C.int32_t(l)
+	}
+	return c[:len(layers):cap(c)]
+}
+
+// Differentiable returns nil if losses on this model have a gradient with
+// respect to a steering at these layers, or an error that names the
+// architecture and the missing operation.
+func (m *Model) Differentiable(layers []int) error {
+	if err := m.acquire(); err != nil {
+		return err
+	}
+	defer m.release()
+	c := layersOf(layers)
+	return call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_differentiable(m.c, unsafe.SliceData(c), C.int32_t(len(layers)), text, size)
+	})
+}
+
+// Activations returns the unsteered residual stream at the input of each of
+// layers: x[l][i] for layer l and token i, of the model's width.
+func (m *Model) Activations(ctx context.Context, tokens []Token, layers []int) ([][][]float32, error) {
+	if err := m.acquire(); err != nil {
+		return nil, err
+	}
+	defer m.release()
+	if len(tokens) == 0 {
+		return nil, &loader.InputError{Message: "a text without tokens has no activations"}
+	}
+	embd := m.info.Embd
+	flat := make([]float32, len(layers)*len(tokens)*embd)
+	c := layersOf(layers)
+	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_activations(m.c, (*C.steer_token)(&tokens[0]), C.int32_t(len(tokens)), unsafe.SliceData(c), C.int32_t(len(layers)),
+			(*C.float)(unsafe.SliceData(flat)), cancel, text, size)
+	}); err != nil {
+		return nil, err
+	}
+	x := make([][][]float32, len(layers))
+	for l := range x {
+		x[l] = make([][]float32, len(tokens))
+		for i := range x[l] {
+			x[l][i], flat = flat[:embd:embd], flat[embd:]
+		}
+	}
+	return x, nil
+}
+
+// StreamNorms returns the Euclidean norms of the unsteered residual stream at
+// the input of layers: norms[l][k][i] for layer l and token i of texts[k].
+func (m *Model) StreamNorms(ctx context.Context, texts [][]Token, layers []int) ([][][]float64, error) {
+	norms := make([][][]float64, len(layers))
+	for _, tokens := range texts {
+		x, err := m.Activations(ctx, tokens, layers)
+		if err != nil {
+			return nil, err
+		}
+		for l := range x {
+			row := make([]float64, len(tokens))
+			for i, v := range x[l] {
+				sum := 0.0
+				for _, f := range v {
+					sum += float64(f) * float64(f)
+				}
+				row[i] = math.Sqrt(sum)
+			}
+			norms[l] = append(norms[l], row)
+		}
+	}
+	return norms, nil
+}

@@ -1,0 +1,227 @@
+package ggmlsteer
+
+/*
+#include "steer.h"
+*/
+import "C"
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"github.com/llsteer/llsteer/loader"
+)
+
+// A Session evaluates the probabilities of its sequences' completions, and
+// their gradient, as a function of a steering.
+type Session struct {
+	model   *Model
+	options SessionOptions
+	targets []int // number of targets of each sequence
+	c       *C.steer_session
+	net     runtime.Cleanup
+}
+
+// NewSession prepares losses and gradients over sequences. What does not depend
+// on the steering is computed once for the session, prefixes that agree in
+// tokens and factors once for all sequences.
+func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) {
+	rows := 0 // of factors, for each sequence
+	if len(o.Layers) > 0 {
+		rows = o.Vectors
+		if o.Rank > 0 {
+			rows++
+		}
+	}
+	s := &Session{model: m, options: o}
+	var lengths, prompts []C.int32_t
+	var tokens []Token
+	var strengths []float32
+	for i, seq := range seqs {
+		n := len(seq.Tokens)
+		lengths, prompts = append(lengths, C.int32_t(n)), append(prompts, C.int32_t(seq.Prompt))
+		tokens = append(tokens, seq.Tokens...)
+		s.targets = append(s.targets, n-seq.Prompt)
+		if rows == 0 {
+			continue
+		}
+		factors := seq.Vector
+		if o.Rank > 0 {
+			factors = append(factors[:len(factors):len(factors)], seq.Matrix)
+		}
+		if len(factors) != rows {
+			return nil, fmt.Errorf("sequence %d has factors for %d vectors, not %d", i, len(seq.Vector), o.Vectors)
+		}
+		for _, f := range factors {
+			if len(f) != n {
+				return nil, fmt.Errorf("sequence %d has %d tokens and %d factors", i, n, len(f))
+			}
+			strengths = append(strengths, f...)
+		}
+	}
+	if len(seqs) == 0 {
+		return nil, errors.New("a session needs at least one sequence")
+	}
+	if err := m.acquire(); err != nil {
+		return nil, err
+	}
+	layers := layersOf(o.Layers)
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	pin(&pinner, layers)
+	pin(&pinner, lengths)
+	pin(&pinner, prompts)
+	pin(&pinner, tokens)
+	pin(&pinner, strengths)
+	options := C.steer_session_options{
+		layers: unsafe.SliceData(layers), n_layers: C.int32_t(len(o.Layers)),
+		n_vectors: C.int32_t(o.Vectors), rank: C.int32_t(o.Rank), coldness: C.double(o.Coldness),
+	}
+	sequences := C.steer_sequences{
+		n_sequences: C.int32_t(len(seqs)), n_tokens: unsafe.SliceData(lengths), n_prompt: unsafe.SliceData(prompts),
+		tokens: (*C.steer_token)(unsafe.SliceData(tokens)), strengths: (*C.float)(unsafe.SliceData(strengths)),
+	}
+	if err := call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_session_new(m.c, &options, &sequences, &s.c, text, size)
+	}); err != nil {
+		m.release()
+		return nil, err
+	}
+	s.net = runtime.AddCleanup(s, freeSession, sessionHandle{m, s.c})
+	return s, nil
+}
+
+type sessionHandle struct {
+	model *Model
+	c     *C.steer_session
+}
+
+func freeSession(h sessionHandle) {
+	C.steer_session_free(h.c)
+	h.model.release()
+}
+
+// Close frees the session.
+func (s *Session) Close() error {
+	if s.c != nil {
+		s.net.Stop()
+		freeSession(sessionHandle{s.model, s.c})
+		s.c = nil
+	}
+	return nil
+}
+
+func pin[T any](pinner *runtime.Pinner, slice []T) {
+	if len(slice) > 0 {
+		pinner.Pin(unsafe.SliceData(slice))
+	}
+}
+
+// BatchTokens is how many tokens one evaluation computes, shared prefixes
+// counted once.
+func (s *Session) BatchTokens() int { return int(C.steer_session_n_tokens(s.c)) }
+
+var errSessionClosed = errors.New("the session is closed")
+
+// Forward evaluates at ops, parallel to the session's layers, and returns
+// probs[i][j] of the j-th target of sequence i.
+func (s *Session) Forward(ctx context.Context, ops []Operation) ([][]Prob, error) {
+	if s.c == nil {
+		return nil, errSessionClosed
+	}
+	params, err := s.flatten(ops)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for _, n := range s.targets {
+		total += n
+	}
+	flat := make([]C.steer_prob, total)
+	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_session_forward(s.c, (*C.float)(unsafe.SliceData(params)), unsafe.SliceData(flat), cancel, text, size)
+	}); err != nil {
+		return nil, err
+	}
+	probs := make([][]Prob, len(s.targets))
+	for i, n := range s.targets {
+		probs[i] = make([]Prob, n)
+		for j := range probs[i] {
+			probs[i][j] = Prob{Log: float64(flat[j].log_p), LogComplement: float64(flat[j].log_1mp)}
+		}
+		flat = flat[n:]
+	}
+	return probs, nil
+}
+
+// Backward returns the gradient of Σ weights[i][j]·probs[i][j].Log with respect
+// to ops, at the point of the last Forward.
+func (s *Session) Backward(ctx context.Context, weights [][]float64) ([]Operation, error) {
+	if s.c == nil {
+		return nil, errSessionClosed
+	}
+	if len(weights) != len(s.targets) {
+		return nil, fmt.Errorf("weights for %d sequences, not %d", len(weights), len(s.targets))
+	}
+	var flat []float64
+	for i, w := range weights {
+		if len(w) != s.targets[i] {
+			return nil, fmt.Errorf("sequence %d has %d targets and %d weights", i, s.targets[i], len(w))
+		}
+		flat = append(flat, w...)
+	}
+	gradient := make([]float32, s.params())
+	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_session_backward(s.c, (*C.double)(unsafe.SliceData(flat)), (*C.float)(unsafe.SliceData(gradient)), cancel, text, size)
+	}); err != nil {
+		return nil, err
+	}
+	return s.unflatten(gradient), nil
+}
+
+func (s *Session) params() int {
+	return len(s.options.Layers) * (s.options.Vectors + 2*s.options.Rank) * s.model.info.Embd
+}
+
+// flatten orders ops as the engine does: at each layer vectors, left, right.
+func (s *Session) flatten(ops []Operation) ([]float32, error) {
+	o := s.options
+	if len(ops) != len(o.Layers) {
+		return nil, fmt.Errorf("operations for %d layers, not %d", len(ops), len(o.Layers))
+	}
+	params := make([]float32, 0, s.params()+1)
+	for i, op := range ops {
+		if len(op.Vectors) != o.Vectors || len(op.Left) != o.Rank || len(op.Right) != o.Rank {
+			return nil, fmt.Errorf("the operation at layer %d has %d vectors, %d left and %d right rows, not %d, %d and %d",
+				o.Layers[i], len(op.Vectors), len(op.Left), len(op.Right), o.Vectors, o.Rank, o.Rank)
+		}
+		for _, rows := range [][][]float32{op.Vectors, op.Left, op.Right} {
+			for _, row := range rows {
+				if len(row) != s.model.info.Embd {
+					return nil, &loader.InputError{Message: fmt.Sprintf("layer %d is steered with %d numbers, and the model's width is %d", o.Layers[i], len(row), s.model.info.Embd)}
+				}
+				params = append(params, row...)
+			}
+		}
+	}
+	return params, nil
+}
+
+func (s *Session) unflatten(flat []float32) []Operation {
+	o, embd := s.options, s.model.info.Embd
+	rows := func(n int) [][]float32 {
+		r := make([][]float32, n)
+		for i := range r {
+			r[i], flat = flat[:embd:embd], flat[embd:]
+		}
+		return r
+	}
+	ops := make([]Operation, len(o.Layers))
+	for i := range ops {
+		ops[i] = Operation{Vectors: rows(o.Vectors), Left: rows(o.Rank), Right: rows(o.Rank)}
+	}
+	return ops
+}

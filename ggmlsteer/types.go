@@ -1,0 +1,122 @@
+// Package ggmlsteer opens a GGUF model, differentiates its loss with respect
+// to a steering, and generates with steerings that may change while it does.
+//
+// A Model may be shared by goroutines. A Session or a Decoder belongs to one
+// goroutine at a time. Close each of them once it is no longer used; closing
+// twice is harmless, and closing a Model before its Sessions and Decoders only
+// marks it: the last of them frees it.
+package ggmlsteer
+
+import "github.com/llsteer/llsteer/loader"
+
+// Token is an id of the model's vocabulary.
+type Token = int32
+
+// Precision says how matrix products with the model's weights are computed.
+type Precision int
+
+const (
+	// Ordinary is llama.cpp's decoding: activations are rounded to what its
+	// fastest kernels take (8 bits for quantized weights).
+	Ordinary Precision = iota
+	// F32 uses the exact dequantized weights and float32 everywhere else.
+	F32
+)
+
+// Options of Open.
+type Options struct {
+	Threads   int // 0: one for each physical core
+	GPULayers int // blocks to move to the GPU; -1: all
+	// Decoding lets the weights be repacked for the fastest decoding. Such a
+	// model cannot be differentiated nor used with Precision F32.
+	Decoding bool
+}
+
+// Info describes an open model.
+type Info struct {
+	Path         string
+	Name         string // general.name, or the file's name
+	Arch         string
+	Quantization string // as llama.cpp names the file's type, such as "Q4_K - Medium"
+	Embd         int    // width of the residual stream
+	Layers       int    // number of blocks
+	Vocab        int
+	TrainContext int  // tokens the model was trained on
+	Chat         bool // has a chat template
+}
+
+// A Sequence is a prompt with one completion, and how strongly each of its
+// tokens is steered.
+type Sequence struct {
+	Tokens []Token // prompt, then completion
+	Prompt int     // number of prompt tokens, at least 1; Tokens[Prompt:] are the targets
+	// Vector[k][i] is the factor of the k-th vector at token i (all layers alike).
+	Vector [][]float32
+	// Matrix[i] is the factor of the matrix at token i; nil where the rank is 0.
+	Matrix []float32
+}
+
+// An Operation is the engine's form of every steering operator, at one layer:
+//
+//	x ← x + Σₖ sₖ·Vectors[k] + s·Leftᵀ Right x
+//
+// with s the factors of a Sequence. Gradients have the same form.
+type Operation struct {
+	Vectors     [][]float32 // each of the model's width
+	Left, Right [][]float32 // rank rows each, of the model's width
+}
+
+// A Prob is the probability of one target token, at the session's coldness:
+// natural logarithms of p and of 1 − p, both accurate when p is near 0 or 1.
+type Prob struct {
+	Log, LogComplement float64
+}
+
+// SessionOptions fix what a Session can be asked.
+type SessionOptions struct {
+	Layers   []int   // steered layers, ascending; may be empty: then there is no gradient
+	Vectors  int     // vectors per layer: 1, or more where sequences differ in theirs
+	Rank     int     // rows of the matrix; 0: none
+	Coldness float64 // κ: p = softmax(κ·logits)
+}
+
+// Active is a steering in use.
+type Active struct {
+	Steering *loader.Steering
+	Strength float64
+}
+
+// DecoderOptions of Model.NewDecoder.
+type DecoderOptions struct {
+	Context   int // tokens of each sequence; at most the model's training context
+	Sequences int // prompts that are generated side by side
+	Precision Precision
+}
+
+// GenerateOptions say how Decoder.Generate continues.
+type GenerateOptions struct {
+	Tokens int // at most so many
+	// Temperature 0 is greedy, and none of the following is used.
+	Temperature   float64
+	TopK          int     // 0: all
+	TopP, MinP    float64 // 1 and 0: all
+	RepeatPenalty float64 // 1: none
+	Seed          uint32
+	Stop          []string // texts that end a continuation; they are left out of it
+}
+
+// StopReason says why a continuation ended.
+type StopReason string
+
+const (
+	StopEOS    StopReason = "eos"
+	StopLength StopReason = "length"
+	StopText   StopReason = "stop"
+)
+
+// A Continuation is what was generated after a prompt.
+type Continuation struct {
+	Text   string
+	Tokens []Token // without prompt and end token
+	Stop   StopReason
+}
