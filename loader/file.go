@@ -1,0 +1,311 @@
+package loader
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A steering file is a GGUF file with an architecture of its own, so that no
+// program takes it for a model or a control vector. docs/files.md describes it.
+const (
+	steeringArch    = "llsteer"
+	steeringVersion = 1
+
+	keyArch          = "general.architecture"
+	keyVersion       = "llsteer.version"
+	keyKind          = "llsteer.kind"
+	keyClamp         = "llsteer.clamp"
+	keyLayers        = "llsteer.layers"
+	keyShared        = "llsteer.shared"
+	keyPromptOnly    = "llsteer.prompt_only"
+	keyModelArch     = "llsteer.model.architecture"
+	keyModelEmbd     = "llsteer.model.embedding_length"
+	keyModelName     = "llsteer.model.name"
+	keyRecipe        = "llsteer.recipe"
+	tensorPrefix     = "steering."
+	sharedParameters = "shared" // stands for the layer in a tensor's name
+
+	controlVectorArch = "controlvector"
+	directionPrefix   = "direction."
+)
+
+// Write writes a steering file, as WriteFile does. The same steering always
+// gives the same bytes. A steering that Validate refuses is not written.
+func Write(path string, s *Steering) error {
+	if err := s.Validate(); err != nil {
+		return fmt.Errorf("%s: this steering cannot be written: %w", path, err)
+	}
+	kv, tensors := s.gguf()
+	return WriteGGUF(path, kv, tensors)
+}
+
+// gguf is what a steering file holds.
+func (s *Steering) gguf() (kv []KV, tensors []TensorData) {
+	layers := make([]uint32, len(s.Layers))
+	for i, l := range s.Layers {
+		layers[i] = uint32(l)
+	}
+	kv = []KV{
+		{keyArch, steeringArch},
+		{keyVersion, uint32(steeringVersion)},
+		{keyKind, string(s.Kind)},
+		{keyLayers, layers},
+		{keyShared, s.Shared},
+		{keyPromptOnly, s.PromptOnly},
+		{keyModelEmbd, uint32(s.Embd)},
+	}
+	if s.Kind == Clamp {
+		kv = append(kv, KV{keyClamp, s.Clamp})
+	}
+	for _, e := range []struct{ key, value string }{{keyModelArch, s.Arch}, {keyModelName, s.Model}, {keyRecipe, s.Recipe}} {
+		if e.value != "" {
+			kv = append(kv, KV{e.key, e.value})
+		}
+	}
+	for i, p := range s.Params {
+		prefix := tensorPrefix + s.parametersName(i) + "."
+		tensors = append(tensors, TensorData{prefix + "vector", F32, []int64{int64(s.Embd)}, Floats(p.Vector)})
+		if rank := len(p.Left); rank > 0 {
+			shape := []int64{int64(s.Embd), int64(rank)}
+			tensors = append(tensors,
+				TensorData{prefix + "left", F32, shape, Floats(slices.Concat(p.Left...))},
+				TensorData{prefix + "right", F32, shape, Floats(slices.Concat(p.Right...))})
+		}
+	}
+	return kv, tensors
+}
+
+// parametersName is how tensors name the layer of Params[i].
+func (s *Steering) parametersName(i int) string {
+	if s.Shared {
+		return sharedParameters
+	}
+	return strconv.Itoa(s.Layers[i])
+}
+
+// Read reads a steering file or a llama.cpp control vector. The latter gives
+// an Add steering: its direction.N acts at the output of block N, which is the
+// input of layer N+1; Arch is its model_hint, "" if it has none.
+func Read(path string) (s *Steering, err error) {
+	err = openGGUF(path, func(g *ggufFile) error {
+		s, err = g.steering()
+		return err
+	})
+	return s, err
+}
+
+// steering reads whichever kind of steering the file holds.
+func (g *ggufFile) steering() (*Steering, error) {
+	arch, _, err := lookup[string](g, keyArch)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case arch == steeringArch:
+		return g.steeringFile()
+	case g.isControlVector():
+		return g.controlVector()
+	case arch == "":
+		return nil, inputError(g.path, "this is neither a steering nor a control vector: it has no %s", keyArch)
+	default:
+		return nil, &InputError{
+			Message: fmt.Sprintf("%s: this is a model or part of one (architecture %q), expected a steering", g.path, arch),
+			Hint:    "models are given with -m, steerings with -s",
+		}
+	}
+}
+
+func (g *ggufFile) steeringFile() (*Steering, error) {
+	version, err := needed[uint32](g, keyVersion)
+	if err != nil {
+		return nil, err
+	}
+	if version != steeringVersion {
+		return nil, &InputError{
+			Message: fmt.Sprintf("%s: this is a steering file of version %d, expected %d", g.path, version, steeringVersion),
+			Hint:    "a newer llsteer wrote it",
+		}
+	}
+	s := &Steering{}
+	var kind string
+	var layers []uint32
+	var embd uint32
+	read(g, keyKind, &kind, &err)
+	read(g, keyLayers, &layers, &err)
+	read(g, keyModelEmbd, &embd, &err)
+	read(g, keyShared, &s.Shared, &err)
+	read(g, keyPromptOnly, &s.PromptOnly, &err)
+	s.Kind = Kind(kind)
+	if s.Kind == Clamp {
+		read(g, keyClamp, &s.Clamp, &err)
+	}
+	for key, text := range map[string]*string{keyModelArch: &s.Arch, keyModelName: &s.Model, keyRecipe: &s.Recipe} {
+		if g.get(key) != nil {
+			read(g, key, text, &err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Kind.validate(); err != nil {
+		return nil, inputError(g.path, "this steering cannot be used: %v", err)
+	}
+	s.Embd = int(embd)
+	for _, l := range layers {
+		s.Layers = append(s.Layers, int(l))
+	}
+	if err := g.parameters(s); err != nil {
+		return nil, err
+	}
+	if err := s.Validate(); err != nil {
+		return nil, inputError(g.path, "this steering cannot be used: %v", err)
+	}
+	return s, nil
+}
+
+// parameters reads the tensors of a steering file into s.Params.
+func (g *ggufFile) parameters(s *Steering) error {
+	tensors := make(map[string]Tensor)
+	for _, t := range g.tensors {
+		tensors[t.Name] = t
+	}
+	rows := func(i int, part string, dims int) ([][]float32, error) {
+		name := tensorPrefix + s.parametersName(i) + "." + part
+		t, ok := tensors[name]
+		switch {
+		case !ok:
+			return nil, inputError(g.path, "tensor %q is missing", name)
+		case t.Type != F32 || len(t.Shape) != dims || t.Shape[0] != int64(s.Embd):
+			return nil, inputError(g.path, "tensor %q is %v of shape %v, expected F32 with %d dimensions and rows of %d", name, t.Type, t.Shape, dims, s.Embd)
+		}
+		delete(tensors, name)
+		values, err := g.floats(t)
+		return slices.Collect(slices.Chunk(values, s.Embd)), err
+	}
+	n := len(s.Layers)
+	if s.Shared {
+		n = min(n, 1)
+	}
+	for i := range n {
+		vector, err := rows(i, "vector", 1)
+		if err != nil {
+			return err
+		}
+		p := Parameters{Vector: vector[0]}
+		if s.Kind == Affine {
+			if p.Left, err = rows(i, "left", 2); err != nil {
+				return err
+			}
+			if p.Right, err = rows(i, "right", 2); err != nil {
+				return err
+			}
+		}
+		s.Params = append(s.Params, p)
+	}
+	for name := range tensors {
+		return inputError(g.path, "tensor %q is none of this steering's: its kind is %s and its layers are %v", name, s.Kind, s.Layers)
+	}
+	return nil
+}
+
+func (g *ggufFile) isControlVector() bool {
+	if arch := g.get(keyArch); arch != nil {
+		return arch == controlVectorArch
+	}
+	// llama.cpp itself looks at the tensors only
+	return len(g.tensors) > 0 && !slices.ContainsFunc(g.tensors, func(t Tensor) bool { return !strings.HasPrefix(t.Name, directionPrefix) })
+}
+
+// transformersArch are the GGUF architectures of models that the transformers
+// library knows by another name; repeng writes its names into model_hint.
+var transformersArch = map[string]string{
+	"cohere": "command-r", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "mistral": "llama",
+	"mixtral": "llama", "phi": "phi2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+}
+
+func (g *ggufFile) controlVector() (*Steering, error) {
+	if len(g.tensors) == 0 {
+		return nil, inputError(g.path, "this control vector holds no direction")
+	}
+	s := &Steering{Kind: Add}
+	hint, _, err := lookup[string](g, "controlvector.model_hint")
+	if err != nil {
+		return nil, err
+	}
+	s.Arch = hint
+	if arch, ok := transformersArch[hint]; ok {
+		s.Arch = arch
+	}
+	directions := make(map[int]Tensor)
+	for _, t := range g.tensors {
+		number, isDirection := strings.CutPrefix(t.Name, directionPrefix)
+		n, err := strconv.Atoi(number)
+		length := t.Shape[0]
+		switch {
+		case !isDirection || err != nil || strconv.Itoa(n) != number:
+			return nil, inputError(g.path, "tensor %q does not belong in a control vector, expected direction.1, direction.2 and so on", t.Name)
+		case n < 1 || n >= math.MaxInt32:
+			return nil, inputError(g.path, "tensor %q does not belong in a control vector: directions count from 1", t.Name)
+		case t.Type != F32 || t.Bytes != 4*length:
+			return nil, inputError(g.path, "tensor %q is %v of shape %v, expected one row of F32", t.Name, t.Type, t.Shape)
+		case s.Embd != 0 && length != int64(s.Embd):
+			return nil, inputError(g.path, "tensor %q has %d numbers, and %q has %d", t.Name, length, g.tensors[0].Name, s.Embd)
+		}
+		s.Embd = int(length)
+		s.Layers = append(s.Layers, n+1) // the output of block n is the input of the next
+		directions[n+1] = t
+	}
+	slices.Sort(s.Layers)
+	for _, l := range s.Layers {
+		vector, err := g.floats(directions[l])
+		if err != nil {
+			return nil, err
+		}
+		s.Params = append(s.Params, Parameters{Vector: vector})
+	}
+	if err := s.Validate(); err != nil {
+		return nil, inputError(g.path, "this control vector cannot be used: %v", err)
+	}
+	return s, nil
+}
+
+// ParseActive splits FILE:STRENGTH at the last colon if a finite number
+// follows; otherwise all of it is the file, and the strength is 1.
+func ParseActive(arg string) (path string, strength float64) {
+	if i := strings.LastIndexByte(arg, ':'); i >= 0 {
+		if f, err := strconv.ParseFloat(arg[i+1:], 64); err == nil && !math.IsNaN(f) && !math.IsInf(f, 0) {
+			return arg[:i], f
+		}
+	}
+	return arg, 1
+}
+
+// Contents is what a GGUF file turned out to hold: a model or a steering, the
+// other is nil.
+type Contents struct {
+	Model         *ModelFile
+	Steering      *Steering
+	ControlVector bool // Steering came from a llama.cpp control vector
+}
+
+// Inspect reads a model, as CheckModel does, a steering file or a control
+// vector, whichever it is.
+func Inspect(path string) (*Contents, error) {
+	c := &Contents{}
+	err := openGGUF(path, func(g *ggufFile) (err error) {
+		c.ControlVector = g.isControlVector()
+		if c.ControlVector || g.get(keyArch) == steeringArch {
+			c.Steering, err = g.steering()
+		} else {
+			c.Model, err = g.model()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
