@@ -1,0 +1,581 @@
+// Tests of the kernels against sums in double precision:  test
+// and their speed, on as many threads as given or 2:       test --bench [THREADS]
+#include "dequantize.h"
+#include "exact.h"
+#include "gelu.h"
+#include "ggml-cpu-impl.h"
+#include "lanes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <random>
+#include <string>
+#include <thread>
+#include <time.h>
+#include <vector>
+
+namespace {
+
+int passed = 0, failed = 0;
+
+void check(bool ok, const std::string & what) {
+    ++(ok ? passed : failed);
+    if (!ok) {
+        printf("FAIL %s\n", what.c_str());
+    }
+}
+
+// ---- tensors ------------------------------------------------------------------------
+
+std::mt19937 generator(1);
+
+float normal() { return std::normal_distribution<float>()(generator); }
+
+struct context {
+    ggml_context * c;
+    explicit context(size_t bytes = 64 << 20, bool no_alloc = false) : c(ggml_init({bytes, nullptr, no_alloc})) {}
+    ~context() { ggml_free(c); }
+    operator ggml_context *() const { return c; }
+};
+
+uint8_t byte() { return std::uniform_int_distribution<int>(0, 255)(generator); }
+
+// A block of any bytes that makes numbers of about the size of normal ones.
+void random_block(ggml_type type, char * to) {
+    std::vector<float> values(ggml_blck_size(type));
+    float most;
+    do {
+        std::generate(to, to + ggml_type_size(type), byte);
+        ggml_get_type_traits(type)->to_float(to, values.data(), values.size());
+        most = 0;
+        for (float v : values) {
+            most = std::isfinite(v) ? std::max(most, std::fabs(v)) : INFINITY;
+        }
+    } while (!(most > 0.5f && most < 8.0f));
+}
+
+// to quantize, these would sort large tables for many seconds
+bool is_slow(ggml_type type) {
+    return type == GGML_TYPE_IQ1_S || type == GGML_TYPE_IQ1_M || type == GGML_TYPE_IQ2_XXS || type == GGML_TYPE_IQ2_XS || type == GGML_TYPE_IQ2_S;
+}
+
+// normal numbers, in the type's precision
+ggml_tensor * random_tensor(ggml_context * c, ggml_type type, int64_t n0, int64_t n1, int64_t n2 = 1, int64_t n3 = 1) {
+    ggml_tensor * t = ggml_new_tensor_4d(c, type, n0, n1, n2, n3);
+    if (is_slow(type)) {
+        for (size_t i = 0; i < ggml_nbytes(t); i += ggml_type_size(type)) {
+            random_block(type, (char *) t->data + i);
+        }
+        return t;
+    }
+    std::vector<float> row(n0);
+    for (int64_t r = 0; r < ggml_nrows(t); ++r) {
+        std::generate(row.begin(), row.end(), normal);
+        ggml_quantize_chunk(type, row.data(), (char *) t->data + r*t->nb[1], 0, 1, n0, nullptr);
+    }
+    return t;
+}
+
+float & number(const ggml_tensor * t, int64_t i0, int64_t i1, int64_t i2 = 0, int64_t i3 = 0) {
+    return *(float *) ((char *) t->data + i0*t->nb[0] + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3]);
+}
+
+// row i1 of a matrix of any type, as ggml dequantizes it
+std::vector<float> row(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
+    std::vector<float> r(t->ne[0]);
+    const char * from = (const char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3];
+    if (t->type == GGML_TYPE_F32) {
+        memcpy(r.data(), from, r.size()*sizeof(float));
+    } else {
+        ggml_get_type_traits(t->type)->to_float(from, r.data(), t->ne[0]);
+    }
+    return r;
+}
+
+ggml_tensor * exact(ggml_tensor * node) {
+    node->op_params[0] = GGML_PREC_EXACT;
+    return node;
+}
+
+// the node that ggml's backward pass makes of a MUL_MAT_ID
+ggml_tensor * out_prod_id(ggml_context * c, ggml_tensor * w, ggml_tensor * g, ggml_tensor * ids) {
+    ggml_tensor * node = ggml_new_tensor_3d(c, GGML_TYPE_F32, w->ne[0], g->ne[1], g->ne[2]);
+    node->op = GGML_OP_OUT_PROD;
+    node->src[0] = w;
+    node->src[1] = g;
+    node->src[2] = ids;
+    return node;
+}
+
+// The node's result, by n_threads; what is not written stays NaN.
+void compute(ggml_tensor * node, int n_threads) {
+    for (int64_t i = 0; i < ggml_nelements(node); ++i) {
+        ((float *) node->data)[i] = NAN;
+    }
+    const size_t size = llsteer_exact_work_size(node, n_threads), guard = 64;
+    std::vector<char> work(size + guard, 'x');
+    std::vector<std::thread> threads;
+    for (int i = 0; i < n_threads; ++i) {
+        threads.emplace_back([&, i] {
+            ggml_compute_params params = {};
+            params.ith = i;
+            params.nth = n_threads;
+            params.wsize = size;
+            params.wdata = work.data();
+            llsteer_exact_compute(&params, node);
+        });
+    }
+    for (std::thread & t : threads) {
+        t.join();
+    }
+    check(std::all_of(work.begin() + size, work.end(), [](char b) { return b == 'x'; }), "writes beyond the work buffer");
+}
+
+std::vector<float> result(const ggml_tensor * node) {
+    const float * p = (const float *) node->data;
+    return std::vector<float>(p, p + ggml_nelements(node));
+}
+
+bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
+    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size()*sizeof(float)) == 0;
+}
+
+// ---- products against sums in double ------------------------------------------------
+
+// A sum of n products rounds no term oftener than this. Forward: blocks of at most 1024
+// elements are summed in four lanes or more, the lanes (16 at most) in pairs, then the
+// blocks in turn. Backward: blocks of 128 in turn, then those in turn. One more for the
+// product itself. Each rounding errs by at most UNIT times the sum of the terms'
+// magnitudes; the factor 1.01 below covers products of these errors.
+constexpr double UNIT = 0x1p-24;
+double roundings(int64_t n) { return std::min<double>((double) n, 1024/4 + 4 + (double) n/128 + 1) + 1; }
+
+// What the node should be: each element as its terms say.
+void check_product(ggml_tensor * node, const std::string & what) {
+    const ggml_tensor * w = node->src[0], * x = node->src[1], * ids = node->src[2];
+    const bool back = node->op == GGML_OP_OUT_PROD;
+    const int64_t n_terms = back ? w->ne[1] : w->ne[0];
+
+    check(llsteer_exact_takes(node), what + ": not taken");
+    compute(node, 1);
+    const std::vector<float> one = result(node);
+    for (int n_threads : {2, 3, 7}) {
+        compute(node, n_threads);
+        check(same_bits(one, result(node)), what + ": other bits with " + std::to_string(n_threads) + " threads");
+    }
+
+    double worst = 0;
+    for (int64_t i3 = 0; i3 < node->ne[3]; ++i3) {
+        for (int64_t i2 = 0; i2 < node->ne[2]; ++i2) {
+            for (int64_t i1 = 0; i1 < node->ne[1]; ++i1) {
+                const int64_t w2 = ids ? *(int32_t *) ((char *) ids->data + i1*ids->nb[0] + i2*ids->nb[1]) : i2*w->ne[2]/node->ne[2];
+                const int64_t w3 = ids ? 0 : i3*w->ne[3]/node->ne[3];
+                const auto x_at = [&](int64_t i) {
+                    return back && !ids ? number(x, i1, i, i2, i3) : number(x, i, i1 % x->ne[1], i2, i3);
+                };
+                std::vector<double> sum(node->ne[0]), size(node->ne[0]);
+                for (int64_t m = 0; m < w->ne[1]; ++m) {
+                    const std::vector<float> r = row(w, m, w2, w3);
+                    for (int64_t k = 0; k < w->ne[0]; ++k) {
+                        const double term = (double) r[k]*x_at(back ? m : k);
+                        sum [back ? k : m] += term;
+                        size[back ? k : m] += std::fabs(term);
+                    }
+                }
+                for (int64_t i = 0; i < node->ne[0]; ++i) {
+                    const double error = std::fabs(number(node, i, i1, i2, i3) - sum[i]);
+                    const double bound = 1.01*UNIT*roundings(n_terms)*size[i];
+                    if (!(error <= bound)) {
+                        worst = std::max(worst, error/bound);
+                        worst = std::isnan(error) ? INFINITY : worst;
+                    }
+                }
+            }
+        }
+    }
+    check(worst == 0, what + ": error " + std::to_string(worst) + " times its bound");
+}
+
+std::string shape(const char * op, const ggml_tensor * w, int64_t columns) {
+    return std::string(op) + " " + ggml_type_name(w->type) + " " + std::to_string(w->ne[0]) + "x" + std::to_string(w->ne[1]) + ", " + std::to_string(columns) + " columns";
+}
+
+void check_both_ways(ggml_type type, int64_t k, int64_t m, int64_t n) {
+    context c;
+    ggml_tensor * w = random_tensor(c, type, k, m);
+    check_product(exact(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F32, k, n))), shape("mul_mat", w, n));
+    check_product(ggml_out_prod(c, w, ggml_transpose(c, random_tensor(c, GGML_TYPE_F32, m, n))), shape("out_prod", w, n));
+}
+
+void test_types_and_sizes() {
+    for (int t = 0; t < GGML_TYPE_COUNT; ++t) {
+        const ggml_type type = (ggml_type) t;
+        if (type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float) {
+            continue;
+        }
+        for (int64_t k : {1, 3, 32, 33, 96, 256, 640, 2304}) {
+            if (k % ggml_blck_size(type) == 0) {
+                check_both_ways(type, k, 7, 13);
+            }
+        }
+        check_both_ways(type, 512, 131, 1);
+    }
+    for (int64_t n = 1; n <= 14; ++n) {
+        check_both_ways(GGML_TYPE_F16, 67, n, 15 - n);
+        check_both_ways(GGML_TYPE_Q8_0, 1056, 60 + n, n);
+    }
+    check_both_ways(GGML_TYPE_Q8_0, 9216, 5, 8);
+    check_both_ways(GGML_TYPE_Q8_0, 1024, 67, 400); // panels as large as they can be
+    check_both_ways(GGML_TYPE_F32, 10, 9216, 8);
+    check_both_ways(GGML_TYPE_BF16, 1000, 300, 90);
+}
+
+void test_strides_and_broadcasts() {
+    context c;
+    // W: rows 32 to 95 of two of three matrices; x: permuted, so that columns are not neighbors
+    ggml_tensor * all = random_tensor(c, GGML_TYPE_Q8_0, 320, 128, 3, 2);
+    ggml_tensor * w = ggml_view_4d(c, all, 256, 64, 2, 2, all->nb[1], all->nb[2], all->nb[3], 32*all->nb[1]);
+    ggml_tensor * x = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 256, 6, 9, 4), 0, 2, 1, 3);
+    check_product(exact(ggml_mul_mat(c, w, x)), "mul_mat of views, broadcast");
+    ggml_tensor * g = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 64, 6, 9, 4), 0, 2, 1, 3);
+    check_product(ggml_out_prod(c, w, ggml_transpose(c, g)), "out_prod of views, broadcast");
+
+    // as attention has them: heads interleaved in k, a probability matrix on either side
+    ggml_tensor * k = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 40, 3, 21), 0, 2, 1, 3);
+    ggml_tensor * q = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 40, 6, 19), 0, 2, 1, 3);
+    ggml_tensor * kq = random_tensor(c, GGML_TYPE_F32, 21, 19, 6);
+    check_product(exact(ggml_mul_mat(c, k, q)), "mul_mat k q");
+    check_product(ggml_out_prod(c, k, ggml_transpose(c, kq)), "out_prod k kq^T");
+    check_product(ggml_out_prod(c, q, kq), "out_prod q kq: columns first in src1");
+    ggml_tensor * cache = ggml_permute(c, random_tensor(c, GGML_TYPE_F16, 40, 3, 21), 0, 2, 1, 3);
+    check_product(exact(ggml_mul_mat(c, cache, q)), "mul_mat with an f16 cache");
+}
+
+ggml_tensor * expert_ids(ggml_context * c, const std::vector<int32_t> & ids, int64_t used) {
+    ggml_tensor * t = ggml_new_tensor_2d(c, GGML_TYPE_I32, used, ids.size()/used);
+    memcpy(t->data, ids.data(), ids.size()*sizeof(int32_t));
+    return t;
+}
+
+void test_experts() {
+    for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_Q4_0, GGML_TYPE_Q6_K, GGML_TYPE_MXFP4}) {
+        context c;
+        const std::string name = ggml_type_name(type);
+        ggml_tensor * w = random_tensor(c, type, 512, 70, 5);
+        // expert 3 is not used, 1 by most
+        ggml_tensor * ids = expert_ids(c, {1, 0,  1, 2,  4, 1,  1, 0,  2, 1,  0, 1,  1, 4,  1, 2,  1, 0}, 2);
+        check_product(exact(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 1, 9), ids)), "mul_mat_id " + name + ", x broadcast");
+        check_product(exact(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 2, 9), ids)), "mul_mat_id " + name);
+        check_product(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 2, 9), ids), "out_prod_id " + name);
+        // ids as top-k leaves them: a view of longer rows
+        ggml_tensor * sorted = expert_ids(c, {4, 0, 1, 2, 3,  2, 1, 0, 3, 4,  3, 4, 2, 0, 1}, 5);
+        ggml_tensor * top = ggml_view_2d(c, sorted, 3, 3, sorted->nb[1], 0);
+        check_product(exact(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 3, 3), top)), "mul_mat_id " + name + ", ids a view");
+        check_product(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 3, 3), top), "out_prod_id " + name + ", ids a view");
+    }
+}
+
+// A token's result does not depend on the tokens beside it.
+void test_columns_are_independent() {
+    context c;
+    ggml_tensor * w = random_tensor(c, GGML_TYPE_Q4_K, 2304, 77);
+    ggml_tensor * x = random_tensor(c, GGML_TYPE_F32, 2304, 23), * g = random_tensor(c, GGML_TYPE_F32, 77, 23);
+    ggml_tensor * forward = exact(ggml_mul_mat(c, w, x)), * back = ggml_out_prod(c, w, ggml_transpose(c, g));
+    compute(forward, 2);
+    compute(back, 2);
+    for (int64_t t = 0; t < 23; ++t) {
+        ggml_tensor * alone = exact(ggml_mul_mat(c, w, ggml_view_1d(c, x, 2304, t*x->nb[1])));
+        compute(alone, 1);
+        check(memcmp(alone->data, &number(forward, 0, t), 77*sizeof(float)) == 0, "mul_mat: a column alone has other bits");
+        alone = ggml_out_prod(c, w, ggml_transpose(c, ggml_view_2d(c, g, 77, 1, g->nb[1], t*g->nb[1])));
+        compute(alone, 1);
+        check(memcmp(alone->data, &number(back, 0, t), 2304*sizeof(float)) == 0, "out_prod: a column alone has other bits");
+    }
+}
+
+// NaN and infinity reach every element that they have part in, even times zero, and no other.
+void test_not_finite() {
+    for (float bad : {NAN, INFINITY}) {
+        for (int64_t k : {5, 64, 70}) { // in the last lanes, too
+            context c;
+            ggml_tensor * w = random_tensor(c, GGML_TYPE_F32, 71, 9), * x = random_tensor(c, GGML_TYPE_F32, 71, 8);
+            number(x, k, 3) = bad;
+            number(w, k, 2) = 0;
+            ggml_tensor * y = exact(ggml_mul_mat(c, w, x));
+            compute(y, 2);
+            bool ok = std::isnan(number(y, 2, 3));
+            for (int64_t t = 0; t < 8; ++t) {
+                for (int64_t m = 0; m < 9; ++m) {
+                    ok = ok && std::isfinite(number(y, m, t)) == (t != 3);
+                }
+            }
+            check(ok, "mul_mat: not finite");
+
+            ggml_tensor * g = random_tensor(c, GGML_TYPE_F32, 9, 8);
+            number(w, k, 2) = bad;
+            number(g, 2, 5) = 0;
+            y = ggml_out_prod(c, w, ggml_transpose(c, g));
+            compute(y, 2);
+            ok = std::isnan(number(y, k, 5));
+            for (int64_t t = 0; t < 8; ++t) {
+                for (int64_t i = 0; i < 71; ++i) {
+                    ok = ok && std::isfinite(number(y, i, t)) == (i != k);
+                }
+            }
+            check(ok, "out_prod: not finite");
+        }
+    }
+}
+
+void test_empty_sum() {
+    context c;
+    ggml_tensor * w = ggml_new_tensor_2d(c, GGML_TYPE_F32, 5, 0); // (ggml refuses the same of mul_mat)
+    ggml_tensor * y = ggml_out_prod(c, w, ggml_new_tensor_2d(c, GGML_TYPE_F32, 4, 0));
+    compute(y, 2);
+    check(same_bits(result(y), std::vector<float>(20, 0.0f)), "out_prod of no rows is not 0");
+}
+
+void test_what_is_taken() {
+    context c;
+    ggml_tensor * w = random_tensor(c, GGML_TYPE_Q8_0, 64, 32), * x = random_tensor(c, GGML_TYPE_F32, 64, 3);
+    check(!llsteer_exact_takes(ggml_mul_mat(c, w, x)), "takes mul_mat of default precision");
+    check(!llsteer_exact_takes(exact(ggml_add(c, x, x))), "takes another operation");
+    check(!llsteer_exact_takes(exact(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F16, 64, 3)))), "takes x in f16");
+    ggml_tensor * node = ggml_out_prod(c, random_tensor(c, GGML_TYPE_F32, 6, 5), random_tensor(c, GGML_TYPE_F32, 3, 5));
+    check(llsteer_exact_takes(node), "does not take out_prod in f32");
+    node->src[0] = ggml_transpose(c, node->src[0]);
+    check(!llsteer_exact_takes(node), "takes a transposed W");
+}
+
+// ---- parts --------------------------------------------------------------------------
+
+void test_dequantization() {
+    for (int t = 0; t < GGML_TYPE_COUNT; ++t) {
+        const ggml_type type = (ggml_type) t;
+        const ggml_to_float_t theirs = ggml_get_type_traits(type)->to_float, ours = llsteer_to_float(type);
+        check(!theirs == !ours, std::string(ggml_type_name(type)) + ": to_float of a type that has none");
+        if (!theirs || !ours) {
+            continue;
+        }
+        // any bytes: scales may be infinite or NaN
+        bool ok = true;
+        for (int blocks : {1, 2, 3, 5, 8, 17, 40}) {
+            for (int i = 0; i < 200; ++i) {
+                const int64_t n = blocks*ggml_blck_size(type);
+                std::vector<uint8_t> from(ggml_row_size(type, n));
+                std::generate(from.begin(), from.end(), byte);
+                std::vector<float> a(n), b(n + 1, 7.0f);
+                theirs(from.data(), a.data(), n);
+                ours(from.data(), b.data(), n);
+                ok = ok && b[n] == 7.0f;
+                for (int64_t j = 0; j < n; ++j) {
+                    ok = ok && (memcmp(&a[j], &b[j], sizeof(float)) == 0 || (std::isnan(a[j]) && std::isnan(b[j])));
+                }
+            }
+        }
+        check(ok, std::string(ggml_type_name(type)) + ": other bits than ggml's to_float");
+    }
+}
+
+double gelu(double x) { return 0.5*x*(1 + std::tanh(std::sqrt(2/M_PI)*(x + 0.044715*x*x*x))); }
+
+void test_gelu() {
+    constexpr double TOLERANCE = 1e-6; // what gelu.h promises
+    std::vector<float> x = {0.0f, -0.0f, 1e-40f, -1e-40f, 10.0f, -10.0f, 1e4f, -1e4f, 3e38f, -3e38f};
+    for (float v = -20; v < 20; v += 0.0007f) {
+        x.push_back(v);
+    }
+    for (size_t n : {x.size(), x.size() - 1, (size_t) 1, (size_t) 7, (size_t) 19}) {
+        std::vector<float> y(n + 1, 7.0f);
+        llsteer_gelu_f32((int) n, y.data(), x.data());
+        bool ok = y[n] == 7.0f;
+        for (size_t i = 0; i < n; ++i) {
+            ok = ok && std::fabs(y[i] - gelu(x[i])) <= TOLERANCE*std::max(1.0, (double) std::fabs(x[i]));
+        }
+        check(ok, "gelu of " + std::to_string(n) + " numbers");
+    }
+    float odd[] = {NAN, INFINITY, -INFINITY};
+    llsteer_gelu_f32(3, odd, odd);
+    check(std::isnan(odd[0]) && odd[1] == INFINITY && std::fabs(odd[2]) <= TOLERANCE, "gelu of NaN, infinity, -infinity");
+}
+
+// ---- speed --------------------------------------------------------------------------
+// In processor time of the threads, so that other programs disturb little.
+
+double seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec + 1e-9*t.tv_nsec;
+}
+
+// the best of several runs, the slowest thread's time in each
+double time_of(int n_threads, const std::function<void(int)> & part) {
+    double best = INFINITY, all = 0;
+    for (int run = 0; run < 3 || (run < 50 && all < 0.5); ++run) {
+        std::vector<double> spent(n_threads);
+        std::vector<std::thread> threads;
+        for (int i = 0; i < n_threads; ++i) {
+            threads.emplace_back([&, i] {
+                const double start = seconds();
+                part(i);
+                spent[i] = seconds() - start;
+            });
+        }
+        for (std::thread & t : threads) {
+            t.join();
+        }
+        const double slowest = *std::max_element(spent.begin(), spent.end());
+        best = std::min(best, slowest);
+        all += slowest;
+    }
+    return best;
+}
+
+// GF/s of multiplications and additions on registers
+double peak(int n_threads) {
+    constexpr int N = 12;
+    constexpr int64_t STEPS = 1000000;
+    [[maybe_unused]] static volatile float sink;
+    const double t = time_of(n_threads, [](int) {
+        lanes::vec sum[N];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) {
+            sum[i] = lanes::all((float) i); // different, or the compiler computes one for all
+        }
+        const lanes::vec a = lanes::all(0.999f), b = lanes::all(1e-3f);
+        for (int64_t s = 0; s < STEPS; ++s) {
+#pragma GCC unroll 16
+            for (int i = 0; i < N; ++i) {
+                sum[i] = lanes::multiply_add(sum[i], a, b);
+            }
+        }
+#pragma GCC unroll 16
+        for (int i = 1; i < N; ++i) {
+            sum[0] += sum[i];
+        }
+        sink = sum[0][0];
+    });
+    return 2e-9*N*STEPS*lanes::W*n_threads/t;
+}
+
+// Column t with each row dequantized for it, as ggml's OUT_PROD works.
+void row_by_row(const ggml_tensor * node, int64_t t) {
+    const ggml_tensor * w = node->src[0], * x = node->src[1];
+    const ggml_to_float_t to_float = ggml_get_type_traits(w->type)->to_float;
+    std::vector<float> buffer(w->ne[0]);
+    float * y = &number(node, 0, t);
+    std::fill(y, y + node->ne[0], 0.0f);
+    for (int64_t m = 0; m < w->ne[1]; ++m) {
+        const float * r = &number(w, 0, m);
+        if (to_float) {
+            to_float(r, buffer.data(), w->ne[0]);
+            r = buffer.data();
+        }
+        if (node->op == GGML_OP_OUT_PROD) {
+            const float g = number(x, t, m);
+            for (int64_t k = 0; k < w->ne[0]; ++k) {
+                y[k] += r[k]*g;
+            }
+        } else {
+            lanes::vec sum = {};
+            const float * column = &number(x, 0, t);
+            for (int64_t k = 0; k + lanes::W <= w->ne[0]; k += lanes::W) {
+                sum = lanes::multiply_add(lanes::load(r + k), lanes::load(column + k), sum);
+            }
+            for (int i = 0; i < lanes::W; ++i) {
+                y[m] += sum[i];
+            }
+        }
+    }
+}
+
+void bench(int n_threads, ggml_type type, int64_t k, int64_t m, int64_t n) {
+    context c(1 << 20, true);
+    ggml_tensor * w = ggml_new_tensor_2d(c, type, k, m);
+    ggml_tensor * x = ggml_new_tensor_2d(c, GGML_TYPE_F32, k, n), * g = ggml_new_tensor_2d(c, GGML_TYPE_F32, m, n);
+    ggml_tensor * y = ggml_new_tensor_2d(c, GGML_TYPE_F32, m, n), * dx = ggml_new_tensor_2d(c, GGML_TYPE_F32, k, n);
+    // in memory as in a backend's buffer, where vectors seldom straddle cache lines
+    constexpr size_t LINE = 64;
+    std::vector<char> memory(ggml_nbytes(w) + 2*ggml_nbytes(x) + 2*ggml_nbytes(g) + 6*LINE);
+    size_t used = LINE - (uintptr_t) memory.data() % LINE;
+    for (ggml_tensor * t : {w, x, g, y, dx}) {
+        t->data = memory.data() + used;
+        used += (ggml_nbytes(t) + LINE - 1)/LINE*LINE;
+    }
+    std::vector<float> one(k);
+    std::generate(one.begin(), one.end(), normal);
+    ggml_quantize_chunk(type, one.data(), w->data, 0, 1, k, nullptr);
+    for (int64_t i = 1; i < m; ++i) {
+        memcpy((char *) w->data + i*w->nb[1], w->data, w->nb[1]);
+    }
+    std::fill((float *) x->data, (float *) x->data + ggml_nelements(x), 0.5f);
+    std::fill((float *) g->data, (float *) g->data + ggml_nelements(g), 0.5f);
+
+    printf("%-6s %4d x %6d x %3d", ggml_type_name(type), (int) k, (int) m, (int) n);
+    ggml_tensor * forward = exact(ggml_mul_mat(c, w, x)), * back = ggml_out_prod(c, w, ggml_transpose(c, g));
+    forward->data = y->data;
+    back->data = dx->data;
+    for (ggml_tensor * node : {forward, back}) {
+        const double gigaflops = 2e-9*k*m*n;
+        const size_t size = llsteer_exact_work_size(node, n_threads);
+        std::vector<char> work(size);
+        const double t = time_of(n_threads, [&](int i) {
+            ggml_compute_params params = {};
+            params.ith = i;
+            params.nth = n_threads;
+            params.wsize = size;
+            params.wdata = work.data();
+            llsteer_exact_compute(&params, node);
+        });
+        const double rows = time_of(1, [&](int) { row_by_row(node, 0); });
+        printf("   %s %5.0f (row by row %4.1f)", node == back ? "backward" : "forward", gigaflops/t, gigaflops/n/rows*n_threads);
+    }
+    printf("\n");
+}
+
+void bench_all(int n_threads) {
+    setvbuf(stdout, nullptr, _IOLBF, 0); // to be seen as it comes, in a pipe, too
+    printf("GF/s on %d threads; peak of multiply-add %.0f\n", n_threads, peak(n_threads));
+    for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q5_0,
+            GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ3_S}) {
+        for (int64_t n : {1, 13, 90, 512}) {
+            bench(n_threads, type, 2304, 9216, n);
+        }
+    }
+    for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0}) {
+        for (int64_t n : {1, 13, 26, 90}) {
+            bench(n_threads, type, 640, 2048, n);
+        }
+        bench(n_threads, type, 640, 262144, 26);
+    }
+
+    constexpr int N = 9216;
+    std::vector<float> x(N), y(N);
+    std::generate(x.begin(), x.end(), normal);
+    printf("gelu: %.2f ns an element\n", 1e9/N*time_of(1, [&](int) { llsteer_gelu_f32(N, y.data(), x.data()); }));
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
+        bench_all(argc > 2 ? std::max(1, atoi(argv[2])) : 2);
+        return 0;
+    }
+    test_dequantization();
+    test_gelu();
+    test_types_and_sizes();
+    test_strides_and_broadcasts();
+    test_experts();
+    test_columns_are_independent();
+    test_not_finite();
+    test_empty_sum();
+    test_what_is_taken();
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed == 0 && passed > 0 ? 0 : 1;
+}
