@@ -55,6 +55,10 @@ build/obj/$(1)/csrc/%.cpp.o: csrc/%.cpp $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CXX     csrc/$$*.cpp"
 	@$$(CXX) -std=c++17 $$(OWN_FLAGS) $(2) -c $$< -o $$@
+build/obj/$(1)/csrc/%.c.o: csrc/%.c $$(SOURCES)
+	@mkdir -p $$(@D)
+	@echo "  CC      csrc/$$*.c"
+	@$$(CC) -std=gnu11 $$(OWN_FLAGS) $(2) -c $$< -o $$@
 build/obj/$(1)/%.cpp.o: $(SRC)/%.cpp $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CXX     $$*.cpp"
@@ -129,7 +133,7 @@ endif
 # the last variant all of whose features this machine has
 NATIVE := $(lastword $(foreach v,$(VARIANTS),$(if $(filter-out $(native_macros),$(foreach f,$(FEATURES_$(v)),$(call macro_of,$(f)))),,$(v))))
 
-KERNEL_SRC := $(filter-out %/test.cpp,$(wildcard csrc/kernels/*.cpp))
+KERNEL_SRC := $(filter-out %/test.cpp,$(wildcard csrc/kernels/*.c csrc/kernels/*.cpp))
 CPU_FLAGS := -fopenmp -DGGML_BACKEND_BUILD -DGGML_USE_OPENMP -DGGML_USE_LLAMAFILE -I$(SRC)/ggml/src/ggml-cpu -Icsrc/kernels
 
 define cpu_variant
@@ -140,7 +144,7 @@ build/obj/cpu-$(1)/feats.o: $(SRC)/ggml/src/ggml-cpu/arch/$(ARCH_DIR)/cpu-feats.
 	@$$(CXX) -std=c++17 $$(THIRD_FLAGS) -DGGML_BACKEND_BUILD $$(call variant_defines,$(1)) -c $$< -o $$@
 bin/libggml-cpu-$(1).so: $$(call objects,cpu-$(1),$$(CPU_SRC) ggml/src/ggml-cpu/arch/$(ARCH_DIR)/quants.c ggml/src/ggml-cpu/arch/$(ARCH_DIR)/repack.cpp $$(KERNEL_SRC)) build/obj/cpu-$(1)/feats.o bin/libggml-base.so
 	@echo "  LINK    $$@"
-	@$$(LINK) -fopenmp -o $$@ $$(filter %.o,$$^) -lggml-base -lm
+	@$$(LINK) -fopenmp -Wl,-Bsymbolic-functions -o $$@ $$(filter %.o,$$^) -lggml-base -lm
 endef
 $(foreach v,$(VARIANTS),$(eval $(call cpu_variant,$(v))))
 
