@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/llsteer/llsteer/optimize"
+	"github.com/schollz/progressbar/v3"
+)
+
+// A progress shows an optimization on standard error: a bar on a terminal,
+// lines elsewhere.
+type progress struct {
+	total int // steps, or -1 where nobody knows
+	bar   *progressbar.ProgressBar
+	began time.Time
+	shown time.Time // the last line
+	last  string    // what a line would say, if it is not shown yet
+}
+
+// linesEvery is how many steps stand between two lines; a step that comes a
+// second after the last line has one, too.
+const linesEvery = 10
+
+// newProgress is nil, which shows nothing, where the user wants quiet.
+func (p *program) newProgress(maxIters *int) *progress {
+	if p.quiet {
+		return nil
+	}
+	progress := &progress{total: -1, began: time.Now()}
+	if maxIters != nil {
+		progress.total = *maxIters
+	}
+	if isTerminal(os.Stderr) {
+		progress.bar = progressbar.NewOptions(progress.total,
+			progressbar.OptionSetWriter(os.Stderr),
+			progressbar.OptionSetWidth(20),
+			progressbar.OptionShowCount(),
+			progressbar.OptionSetPredictTime(progress.total > 0),
+			progressbar.OptionThrottle(50*time.Millisecond))
+	}
+	return progress
+}
+
+func (p *progress) step(s optimize.Step) {
+	if p == nil {
+		return
+	}
+	state := fmt.Sprintf("loss %.4f  %s", s.Loss, norms(s.Layers))
+	if p.bar != nil {
+		p.bar.Describe(state)
+		p.bar.Set(s.Iter)
+		return
+	}
+	p.last = fmt.Sprintf("step %d  %s%s", s.Iter, state, p.left(s.Iter))
+	if s.Iter%linesEvery == 0 || time.Since(p.shown) >= time.Second {
+		p.flush()
+	}
+}
+
+// done ends the bar, or shows the last line.
+func (p *progress) done() {
+	switch {
+	case p == nil:
+	case p.bar != nil:
+		p.bar.Exit()
+		fmt.Fprintln(os.Stderr)
+	default:
+		p.flush()
+	}
+}
+
+func (p *progress) flush() {
+	if p.last != "" {
+		fmt.Fprintln(os.Stderr, p.last)
+		p.last, p.shown = "", time.Now()
+	}
+}
+
+// left is the time that remains if the steps go on as they did.
+func (p *progress) left(iter int) string {
+	if p.total < 0 || iter == 0 || iter >= p.total {
+		return ""
+	}
+	left := time.Since(p.began) * time.Duration(p.total-iter) / time.Duration(iter)
+	return fmt.Sprintf("  %v left", left.Round(100*time.Millisecond))
+}
+
+// norms is the norm of the only vector, or the largest.
+func norms(layers []optimize.LayerStep) string {
+	if len(layers) == 0 {
+		return ""
+	}
+	top := layers[0]
+	for _, l := range layers {
+		if l.Norm > top.Norm {
+			top = l
+		}
+	}
+	if len(layers) == 1 {
+		return fmt.Sprintf("norm %.2f", top.Norm)
+	}
+	return fmt.Sprintf("largest norm %.2f (layer %s)", top.Norm, top.Layer)
+}
