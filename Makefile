@@ -130,8 +130,9 @@ else
 $(error llsteer builds on x86_64 and aarch64, and this machine is $(ARCH))
 endif
 
-# the last variant all of whose features this machine has
-NATIVE := $(lastword $(foreach v,$(VARIANTS),$(if $(filter-out $(native_macros),$(foreach f,$(FEATURES_$(v)),$(call macro_of,$(f)))),,$(v))))
+# the variants all of whose features this machine has, and the last of them
+RUNNABLE := $(foreach v,$(VARIANTS),$(if $(filter-out $(native_macros),$(foreach f,$(FEATURES_$(v)),$(call macro_of,$(f)))),,$(v)))
+NATIVE   := $(lastword $(RUNNABLE))
 
 KERNEL_SRC := $(filter-out %/test.cpp,$(wildcard csrc/kernels/*.c csrc/kernels/*.cpp))
 CPU_FLAGS := -fopenmp -DGGML_BACKEND_BUILD -DGGML_USE_OPENMP -DGGML_USE_LLAMAFILE -I$(SRC)/ggml/src/ggml-cpu -Icsrc/kernels
@@ -147,6 +148,11 @@ bin/libggml-cpu-$(1).so: $$(call objects,cpu-$(1),$$(CPU_SRC) ggml/src/ggml-cpu/
 	@$$(LINK) -fopenmp -Wl,-Bsymbolic-functions -o $$@ $$(filter %.o,$$^) -lggml-base -lm
 endef
 $(foreach v,$(VARIANTS),$(eval $(call cpu_variant,$(v))))
+
+# the kernels' own test, in every variant that this machine can run
+build/kernels-%: build/obj/cpu-%/csrc/kernels/test.cpp.o $(foreach s,$(KERNEL_SRC),build/obj/cpu-%/$(s).o) bin/libggml-base.so
+	@echo "  LINK    $@"
+	@$(CXX) -pthread -Wl,-rpath,'$$ORIGIN/../bin' -Lbin -o $@ $(filter %.o,$^) -lggml-base -lm
 
 LIBRARIES := bin/libllama.so bin/libggml.so bin/libggml-base.so bin/libggml-cpu-$(NATIVE).so
 

@@ -124,7 +124,7 @@ void steer_model_info(const steer_model * m, steer_info * info) {
     meta(m->model, "general.name", info->name, sizeof(info->name));
     meta(m->model, "general.architecture", info->arch, sizeof(info->arch));
     // "gemma2 2B Q4_K - Medium": the type is what follows architecture and size
-    char text[256];
+    char text[sizeof(info->quantization)];
     llama_model_desc(m->model, text, sizeof(text));
     const char * type = text;
     for (int i = 0; i < 2 && type; ++i) {
