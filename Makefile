@@ -174,6 +174,18 @@ FORCE:
 quickstart: bin/llsteer
 	@bin/llsteer quickstart
 
+# --- tests ------------------------------------------------------------------
+
+# -count=1: Go does not see when a library changes, and would show an old result
+test: bin/llsteer $(addprefix build/kernels-,$(RUNNABLE))
+	@for variant in $(RUNNABLE); do echo "  TEST    kernels for $$variant"; build/kernels-$$variant || exit 1; done
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')) && [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	go vet ./...
+	go test -count=1 ./...
+
+test-models: bin/llsteer
+	@models=$$(scripts/fetch-models.sh) && LLSTEER_MODELS=$$models go test -count=1 -v ./testdata/models
+
 release: bin/llsteer $(foreach v,$(VARIANTS),bin/libggml-cpu-$(v).so)
 
 PREFIX ?= /usr/local

@@ -104,6 +104,15 @@ void check_architecture(const steer_model & m, llama_context * context) {
     }
 }
 
+// Sessions compute on the CPU, in whose memory the weights have to be.
+void check_on_cpu(const steer_model & m) {
+    for (const auto & named : m.model->tensors_by_name) {
+        if (named.second->buffer && !ggml_backend_buffer_is_host(named.second->buffer)) {
+            steer_throw(STEER_BAD_INPUT, "gradients and exact probabilities are computed on the CPU, and %s is on %s: open the model with 0 GPU layers", named.first.c_str(), ggml_backend_buffer_name(named.second->buffer));
+        }
+    }
+}
+
 // ---- the batch ---------------------------------------------------------------
 
 struct target {
@@ -252,6 +261,7 @@ struct shared_state {
     ggml_gallocr_t allocator;
 
     shared_state(const steer_model & m, int32_t n_ctx) : model(m), backend(m.threads) {
+        check_on_cpu(m);
         llama_context * context = steer_context(m, n_ctx, 1, true);
         cparams = context->get_cparams();
         try {
@@ -316,20 +326,27 @@ public:
         }
     }
 
-    void check_gradient() const {
-        check_steered();
-        check_backward(shared.model, nodes);
+    // Refuses what the backend cannot compute: it would abort.
+    void check_supported() const {
+        for (int i = 0; i < n_nodes; ++i) {
+            const ggml_tensor * t = nodes->nodes[i];
+            if (!ggml_backend_supports_op(shared.backend.backend, t)) {
+                steer_throw(STEER_BAD_INPUT, "models of architecture %s have no gradient here: the backend cannot compute %s of %s", llm_arch_name(shared.model.model->arch), ggml_op_desc(t), t->src[0] ? ggml_type_name(t->src[0]->type) : "nothing");
+            }
+        }
     }
 
     // Appends the backward nodes; the gradient of the logits becomes an input.
     void differentiate() {
-        check_gradient();
+        check_steered();
+        check_backward(shared.model, nodes);
         logits->flags |= GGML_TENSOR_FLAG_LOSS;
         nodes = ggml_graph_dup(result->get_ctx(), nodes, true);
         ggml_build_backward_expand(result->get_ctx(), nodes, nullptr);
         n_nodes = ggml_graph_n_nodes(nodes);
         d_logits = ggml_graph_get_grad_acc(nodes, logits);
         ggml_set_input(d_logits);
+        check_supported();
     }
 
     ggml_tensor * gradient(const ggml_tensor * param) const { return ggml_graph_get_grad(nodes, param); }
@@ -627,7 +644,7 @@ steer_status steer_differentiable(const steer_model * m, const int32_t * layers,
         const steer_token tokens[] = { 0, 0, 0 };
         const float strengths[] = { 1, 1, 1 };
         t.add(tokens, 3, 1, strengths, 1, 0, 0);
-        graph(shared, std::move(t), steer).check_gradient();
+        graph(shared, std::move(t), steer).differentiate();
     });
 }
 
