@@ -179,7 +179,7 @@ quickstart: bin/llsteer
 # -count=1: Go does not see when a library changes, and would show an old result
 test: bin/llsteer $(addprefix build/kernels-,$(RUNNABLE))
 	@for variant in $(RUNNABLE); do echo "  TEST    kernels for $$variant"; build/kernels-$$variant || exit 1; done
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')) && [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	go vet ./...
 	go test -count=1 ./...
 

@@ -1,0 +1,178 @@
+// Package models tests the program on two public models: `make test-models`
+// fetches them, builds the program and runs this.
+package models
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/llsteer/llsteer/testdata/demo"
+	"github.com/stretchr/testify/require"
+)
+
+// model is the path of one of the models that scripts/fetch-models.sh fetches.
+func model(t *testing.T, name string) string {
+	folder := os.Getenv("LLSTEER_MODELS")
+	require.NotEmpty(t, folder, "LLSTEER_MODELS is not set: run make test-models")
+	path := filepath.Join(folder, name)
+	require.FileExists(t, path)
+	return path
+}
+
+// llsteer runs the program with --json and reads its answer.
+func llsteer[T any](t *testing.T, args ...string) T {
+	cmd := exec.Command("../../bin/llsteer", append(args, "--json", "-q")...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	require.NoError(t, err, "llsteer %s\n%s%s", strings.Join(args, " "), out, &stderr)
+	var result T
+	require.NoError(t, json.Unmarshal(out, &result), string(out))
+	return result
+}
+
+type report struct {
+	Iters   int
+	Stop    string
+	Loss    float64
+	Losses  [][2][]float64
+	Norms   map[string]float64
+	LR      float64
+	PeakRSS int64 `json:"peak_rss_bytes"`
+}
+
+// continued says how many of the prompts go on in a language with a steering.
+func continued(t *testing.T, model, steering string, prompts []string, language string) int {
+	args := []string{"generate", "-m", model, "-s", steering, "-n", "25"}
+	for _, p := range prompts {
+		args = append(args, "-p", p)
+	}
+	answer := llsteer[struct{ Results []struct{ Prompt, Text string } }](t, args...)
+	require.Len(t, answer.Results, len(prompts))
+	n := 0
+	for _, r := range answer.Results {
+		told := demo.Language(r.Text)
+		if told == "spanish" && isFrench(r.Text) {
+			told = "french"
+		}
+		t.Logf("%-8s %q %q", told, r.Prompt, r.Text)
+		if told == language {
+			n++
+		}
+	}
+	return n
+}
+
+// isFrench is for texts that demo.Language, which knows two languages, takes for Spanish.
+func isFrench(text string) bool {
+	words := strings.Fields(strings.ToLower(text))
+	n := 0
+	for _, w := range words {
+		switch w {
+		case "le", "les", "et", "une", "dans", "est", "était", "du", "il":
+			n++
+		}
+	}
+	return n >= 2
+}
+
+// The tutorial's example on Gemma 3 270M, as PyTorch has it on the dequantized
+// weights: at layer 6 with lr 1.5 target 3 takes 13 to 17 steps (10 to 19 here) and the norm is
+// about 195 (170 to 220); lr auto is that lr. At half the strength everyday
+// prompts go on in the other language, both ways.
+func TestRecipeOnGemma3(t *testing.T) {
+	path := model(t, "gemma3-270m.gguf")
+	file, err := os.Stat(path)
+	require.NoError(t, err)
+	out := filepath.Join(t.TempDir(), "spanish.gguf")
+	for _, lr := range []string{"1.5", "auto"} {
+		t.Run("lr "+lr, func(t *testing.T) {
+			r := llsteer[report](t, "optimize", "-m", path, "recipe.yaml", "-o", out, "--lr", lr)
+			t.Logf("%+v", r)
+			require.Equal(t, "target_loss", r.Stop)
+			require.LessOrEqual(t, r.Loss, 3.0)
+			require.GreaterOrEqual(t, r.Iters, 10)
+			require.LessOrEqual(t, r.Iters, 19)
+			require.InDelta(t, 195, r.Norms["6"], 25)
+			require.InDelta(t, 1.5, r.LR, 0.15)
+			require.Positive(t, r.PeakRSS)
+			require.LessOrEqual(t, r.PeakRSS, file.Size()+600e6, "memory")
+		})
+	}
+	var prompts struct{ English, Spanish []string }
+	data, err := os.ReadFile("everyday.json")
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(data, &prompts))
+	const share = 0.85
+	for _, way := range []struct {
+		prompts  []string
+		strength string
+		language string
+	}{{prompts.English, "0.5", "spanish"}, {prompts.Spanish, "-0.5", "english"}} {
+		turned := continued(t, path, out+":"+way.strength, way.prompts, way.language)
+		t.Logf("at strength %s %d of %d prompts go on in %s", way.strength, turned, len(way.prompts), way.language)
+		require.GreaterOrEqual(t, float64(turned), share*float64(len(way.prompts)))
+		unsteered := continued(t, path, out+":0", way.prompts, way.language)
+		require.LessOrEqual(t, unsteered, len(way.prompts)/10, "without steering they do not")
+	}
+}
+
+// A vector on SmolLM2 135M Instruct, in its chat template: it likes the sea
+// rather than the mountains, and says so of a question that the job does not hold.
+func TestChatOnSmolLM2(t *testing.T) {
+	path := model(t, "smollm2-135m.gguf")
+	out := filepath.Join(t.TempDir(), "sea.gguf")
+	r := llsteer[report](t, "optimize", "-m", path, "--chat", "--layer", "12", "--target-loss", "3", "--max-iters", "60", "-o", out,
+		"--prompt", "Where do you want to spend your holidays?",
+		"--src", "I want to spend them in the mountains.", "--dst", "I want to spend them at the sea, on a beach.")
+	t.Logf("%+v", r)
+	require.Equal(t, "target_loss", r.Stop)
+	require.LessOrEqual(t, r.Loss, 3.0)
+
+	logprob := func(completion, steering string) float64 {
+		return llsteer[struct{ Logprob float64 }](t, "logprob", "-m", path, "--chat", "-s", steering,
+			"-p", "Where do you want to spend your holidays?", "-c", completion).Logprob
+	}
+	const sea, mountains = "I want to spend them at the sea, on a beach.", "I want to spend them in the mountains."
+	require.Greater(t, logprob(sea, out+":1"), logprob(sea, out+":0")+10, "nats")
+	require.Less(t, logprob(mountains, out+":1"), logprob(mountains, out+":0"))
+}
+
+// Gradients agree with central differences on these weights, in all their
+// quantizations, at the first, a middle and the last layer.
+func TestGradients(t *testing.T) {
+	for name, layers := range map[string][]int{"gemma3-270m.gguf": {0, 9, 17}, "smollm2-135m.gguf": {0, 15, 29}} {
+		for _, layer := range layers {
+			r := llsteer[struct {
+				OK     bool
+				Layers map[string]struct {
+					RelativeError float64 `json:"relative_error"`
+				}
+			}](t, "check", "-m", model(t, name), "--layer", strconv.Itoa(layer))
+			t.Logf("%s, layer %d: %+v", name, layer, r)
+			require.True(t, r.OK)
+			require.LessOrEqual(t, r.Layers[strconv.Itoa(layer)].RelativeError, 1e-3)
+		}
+	}
+}
+
+// One optimization step takes at most five of llama.cpp's forward passes over
+// the same tokens, with all blocks in it; and is not so fast that it cannot be true.
+func TestStepTime(t *testing.T) {
+	const most = 5
+	for _, name := range []string{"gemma3-270m.gguf", "smollm2-135m.gguf"} {
+		out, err := exec.Command("go", "run", "../../bench/step", "-m", model(t, name), "-layer", "0", "recipe.yaml").Output()
+		require.NoError(t, err)
+		t.Logf("%s", out)
+		var r struct{ Ratio float64 }
+		require.NoError(t, json.Unmarshal(out, &r))
+		require.LessOrEqual(t, r.Ratio, float64(most))
+		require.Greater(t, r.Ratio, 0.1)
+	}
+}
