@@ -40,32 +40,16 @@ type notFinite struct{ what string }
 
 func (e *notFinite) Error() string { return e.what }
 
+// evaluate is the objective with its gradient.
 func (o *objective) evaluate(ctx context.Context, params []loader.Parameters) (*evaluation, error) {
-	probs, err := o.session.Forward(ctx, o.operations(params))
+	e, slopes, err := o.forward(ctx, params)
 	if err != nil {
 		return nil, err
 	}
-	e := &evaluation{losses: make(Losses, len(o.job.Examples))}
-	for i := range o.job.Examples {
-		for side, s := range o.job.Examples[i].sides() {
-			e.losses[i][side] = make([]float64, len(s.completions))
-		}
-	}
-	slopes := make([][]float64, len(o.completions))
-	for i, c := range o.completions {
-		var loss float64
-		loss, slopes[i] = o.job.completionLoss(c.isSrc(), probs[i], c.target)
-		if math.IsNaN(loss) || math.IsInf(loss, 0) {
-			return nil, &notFinite{fmt.Sprintf("the loss of %s is %v", c.name, loss)}
-		}
-		e.losses[c.example][c.side][c.index] = loss
-		e.loss += loss
-	}
-	gradients, err := o.session.Backward(ctx, slopes)
+	sum, err := o.backward(ctx, params, slopes)
 	if err != nil {
 		return nil, err
 	}
-	sum := o.collect(params, gradients)
 	if len(o.layers) > 1 && !o.job.Shared {
 		vectors := make([][]float32, len(params))
 		for i, p := range params {
@@ -85,6 +69,41 @@ func (o *objective) evaluate(ctx context.Context, params []loader.Parameters) (*
 		e.gradient[i].Vector = v
 	}
 	return e, nil
+}
+
+// forward is the objective without regularizers and gradient; slopes are the
+// derivatives by each target's log-probability.
+func (o *objective) forward(ctx context.Context, params []loader.Parameters) (e *evaluation, slopes [][]float64, err error) {
+	probs, err := o.session.Forward(ctx, o.operations(params))
+	if err != nil {
+		return nil, nil, err
+	}
+	e = &evaluation{losses: make(Losses, len(o.job.Examples))}
+	for i := range o.job.Examples {
+		for side, s := range o.job.Examples[i].sides() {
+			e.losses[i][side] = make([]float64, len(s.completions))
+		}
+	}
+	slopes = make([][]float64, len(o.completions))
+	for i, c := range o.completions {
+		var loss float64
+		loss, slopes[i] = o.job.completionLoss(c.isSrc(), probs[i], c.target)
+		if math.IsNaN(loss) || math.IsInf(loss, 0) {
+			return nil, nil, &notFinite{fmt.Sprintf("the loss of %s is %v", c.name, loss)}
+		}
+		e.losses[c.example][c.side][c.index] = loss
+		e.loss += loss
+	}
+	return e, slopes, nil
+}
+
+// backward is the gradient of forward, at its parameters.
+func (o *objective) backward(ctx context.Context, params []loader.Parameters, slopes [][]float64) ([][]float64, error) {
+	gradients, err := o.session.Backward(ctx, slopes)
+	if err != nil {
+		return nil, err
+	}
+	return o.collect(params, gradients), nil
 }
 
 // operations are the engine's form of the parameters, layer by layer.

@@ -47,58 +47,79 @@ func (e engine) newSession(o ggmlsteer.SessionOptions, seqs []ggmlsteer.Sequence
 }
 
 func run(ctx context.Context, m model, job *Job, progress func(Step)) (*Result, error) {
-	if err := job.Validate(); err != nil {
-		return nil, err
-	}
-	info := m.Info()
-	layers, err := job.Layers.Resolve(info.Layers)
+	s, err := newSetup(m, job)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.Differentiable(layers); err != nil {
-		return nil, err
-	}
-	params, err := job.startAt(layers, info.Embd)
+	lr, err := s.learningRates(ctx)
 	if err != nil {
 		return nil, err
 	}
-	completions, err := job.completions(m)
+	objective, err := s.objective()
 	if err != nil {
 		return nil, err
 	}
-	lr, err := job.learningRates(ctx, m, layers, completions)
-	if err != nil {
-		return nil, err
-	}
-	sequences := make([]ggmlsteer.Sequence, len(completions))
-	for i, c := range completions {
-		sequences[i] = c.sequence
-	}
-	session, err := m.newSession(ggmlsteer.SessionOptions{Layers: layers, Vectors: 1, Coldness: job.Coldness}, sequences)
-	if err != nil {
-		return nil, err
-	}
-	defer session.Close()
-	d := &descent{
-		objective: &objective{job: job, layers: layers, completions: completions, session: session},
-		keys:      job.layerKeys(layers),
-		params:    params,
-		adam:      newAdam(lr),
-		progress:  progress,
-	}
+	defer objective.session.Close()
+	d := &descent{objective: objective, keys: s.keys, params: s.params, adam: newAdam(lr), progress: progress}
 	result, err := d.run(ctx)
 	if err != nil {
 		return nil, err
 	}
 	result.LR = map[string]float64{}
-	for i, key := range d.keys {
+	for i, key := range s.keys {
 		result.LR[key] = lr[i]
 	}
-	result.TokensPerStep = session.BatchTokens()
-	s := result.Steering
-	s.Arch, s.Embd, s.Model = info.Arch, info.Embd, info.Name
-	s.Recipe, err = job.asUsed(lr).recipe()
+	result.TokensPerStep = objective.session.BatchTokens()
+	info := m.Info()
+	steering := result.Steering
+	steering.Arch, steering.Embd, steering.Model = info.Arch, info.Embd, info.Name
+	steering.Recipe, err = job.asUsed(lr).recipe()
 	return result, err
+}
+
+// A setup is a job on a model, all that can be refused before the first
+// computation checked.
+type setup struct {
+	model       model
+	job         *Job
+	layers      []int
+	keys        []string            // of the parameters: "10", or "shared"
+	params      []loader.Parameters // to start from, parallel to keys
+	completions []completion
+}
+
+func newSetup(m model, job *Job) (*setup, error) {
+	s := &setup{model: m, job: job}
+	err := job.Validate()
+	if err != nil {
+		return nil, err
+	}
+	info := m.Info()
+	if s.layers, err = job.Layers.Resolve(info.Layers); err != nil {
+		return nil, err
+	}
+	if err := m.Differentiable(s.layers); err != nil {
+		return nil, err
+	}
+	s.keys = job.layerKeys(s.layers)
+	if s.params, err = job.startAt(s.layers, info.Embd); err != nil {
+		return nil, err
+	}
+	s.completions, err = job.completions(m)
+	return s, err
+}
+
+// objective opens a session, which is the caller's to close.
+func (s *setup) objective() (*objective, error) {
+	sequences := make([]ggmlsteer.Sequence, len(s.completions))
+	for i, c := range s.completions {
+		sequences[i] = c.sequence
+	}
+	session, err := s.model.newSession(ggmlsteer.SessionOptions{Layers: s.layers, Vectors: 1, Coldness: s.job.Coldness}, sequences)
+	if err != nil {
+		return nil, err
+	}
+	return &objective{job: s.job, layers: s.layers, completions: s.completions, session: session}, nil
 }
 
 // asUsed is the job with what it leaves to be chosen as it was chosen. Layers
@@ -262,41 +283,55 @@ func (s *stopping) meets(step *Step) bool {
 // learningRates are those of each layer's parameters: the job's, or 1 % of the
 // median norm of the unsteered residual stream at that layer, over √width (docs/steering.md,
 // section 10); the smallest one if the layers share their parameters.
-func (j *Job) learningRates(ctx context.Context, m model, layers []int, completions []completion) ([]float64, error) {
-	if j.LR != nil {
-		return slices.Repeat([]float64{*j.LR}, len(j.layerKeys(layers))), nil
+func (s *setup) learningRates(ctx context.Context) ([]float64, error) {
+	if s.job.LR != nil {
+		return slices.Repeat([]float64{*s.job.LR}, len(s.keys)), nil
 	}
-	texts := make([][]ggmlsteer.Token, len(completions))
-	for i, c := range completions {
-		texts[i] = c.sequence.Tokens
-	}
-	norms, err := m.StreamNorms(ctx, texts, layers)
+	norms, err := s.streamNorms(ctx)
 	if err != nil {
 		return nil, err
 	}
 	const share = 0.01
-	rates := make([]float64, len(layers))
-	for l, layer := range layers {
-		var all []float64
-		for i, c := range completions {
-			from := 1 // without BOS, whose norm is many times that of the others
-			if i > 0 && completions[i-1].example == c.example {
-				from = c.sequence.Prompt // the prompt was counted
-			}
-			all = append(all, norms[l][i][from:]...)
-		}
-		rates[l] = share * median(all) / math.Sqrt(float64(m.Info().Embd))
+	rates := make([]float64, len(s.layers))
+	for l, layer := range s.layers {
+		rates[l] = share * norms[l] / math.Sqrt(float64(s.model.Info().Embd))
 		if !above0.holds(rates[l]) {
 			return nil, &loader.InputError{
-				Message: fmt.Sprintf("lr: it cannot be chosen from the residual stream at layer %d, whose median norm is %v", layer, median(all)),
+				Message: fmt.Sprintf("lr: it cannot be chosen from the residual stream at layer %d, whose median norm is %v", layer, norms[l]),
 				Hint:    "give a number",
 			}
 		}
 	}
-	if j.Shared {
+	if s.job.Shared {
 		return []float64{slices.Min(rates)}, nil
 	}
 	return rates, nil
+}
+
+// streamNorms are the median norms of the unsteered residual stream, layer by
+// layer: over all tokens of all examples, those of a prompt once, without BOS.
+func (s *setup) streamNorms(ctx context.Context) ([]float64, error) {
+	texts := make([][]ggmlsteer.Token, len(s.completions))
+	for i, c := range s.completions {
+		texts[i] = c.sequence.Tokens
+	}
+	norms, err := s.model.StreamNorms(ctx, texts, s.layers)
+	if err != nil {
+		return nil, err
+	}
+	medians := make([]float64, len(s.layers))
+	for l := range s.layers {
+		var all []float64
+		for i, c := range s.completions {
+			from := 1 // without BOS, whose norm is many times that of the others
+			if i > 0 && s.completions[i-1].example == c.example {
+				from = c.sequence.Prompt // the prompt was counted
+			}
+			all = append(all, norms[l][i][from:]...)
+		}
+		medians[l] = median(all)
+	}
+	return medians, nil
 }
 
 // median is the middle value, or the mean of the two in the middle.

@@ -53,7 +53,9 @@ func continued(t *testing.T, model, steering string, prompts []string, language 
 	for _, p := range prompts {
 		args = append(args, "-p", p)
 	}
-	answer := llsteer[struct{ Results []struct{ Prompt, Text string } }](t, args...)
+	answer := llsteer[struct {
+		Results []struct{ Prompt, Text string }
+	}](t, args...)
 	require.Len(t, answer.Results, len(prompts))
 	n := 0
 	for _, r := range answer.Results {
