@@ -114,8 +114,9 @@ func (s *Session) Close() error {
 	return nil
 }
 
+// pin keeps a slice in place, an empty one with an address too.
 func pin[T any](pinner *runtime.Pinner, slice []T) {
-	if len(slice) > 0 {
+	if cap(slice) > 0 {
 		pinner.Pin(unsafe.SliceData(slice))
 	}
 }
