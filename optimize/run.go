@@ -282,7 +282,7 @@ func (s *stopping) meets(step *Step) bool {
 
 // learningRates are those of each layer's parameters: the job's, or 1 % of the
 // median norm of the unsteered residual stream at that layer, over √width (docs/steering.md,
-// section 10); the smallest one if the layers share their parameters.
+// section 5); the smallest one if the layers share their parameters.
 func (s *setup) learningRates(ctx context.Context) ([]float64, error) {
 	if s.job.LR != nil {
 		return slices.Repeat([]float64{*s.job.LR}, len(s.keys)), nil
