@@ -355,3 +355,31 @@ func (c fixtureCase) gradientAt(t testing.TB, s *Session, f *fixture, ops []Oper
 	require.NoError(t, err)
 	return gradient
 }
+
+// llamaModel is a llama of width 256, which every quantization divides, F32.
+func llamaModel(layers, context int) ([]loader.KV, []tensor) {
+	const width, inner, heads, vocab = 256, 512, 4, 300
+	kv := modelKV("llama", map[string]any{
+		"context_length": uint32(context), "embedding_length": uint32(width), "block_count": uint32(layers), "feed_forward_length": uint32(inner),
+		"attention.head_count": uint32(heads), "attention.head_count_kv": uint32(heads / 2), "attention.layer_norm_rms_epsilon": float32(1e-5),
+		"rope.dimension_count": uint32(width / heads), "vocab_size": uint32(vocab),
+	})
+	var tensors []tensor
+	add := func(name string, shape ...int64) { tensors = append(tensors, tensor{name: name, shape: shape}) }
+	add("token_embd.weight", width, vocab)
+	add("output_norm.weight", width)
+	add("output.weight", width, vocab)
+	for l := range layers {
+		block := fmt.Sprintf("blk.%d.", l)
+		add(block+"attn_norm.weight", width)
+		add(block+"attn_q.weight", width, width)
+		add(block+"attn_k.weight", width, width/2)
+		add(block+"attn_v.weight", width, width/2)
+		add(block+"attn_output.weight", width, width)
+		add(block+"ffn_norm.weight", width)
+		add(block+"ffn_gate.weight", width, inner)
+		add(block+"ffn_up.weight", width, inner)
+		add(block+"ffn_down.weight", inner, width)
+	}
+	return kv, tensors
+}

@@ -42,6 +42,9 @@ func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) 
 	var strengths []float32
 	for i, seq := range seqs {
 		n := len(seq.Tokens)
+		if err := m.checkLength(n); err != nil {
+			return nil, err
+		}
 		lengths, prompts = append(lengths, C.int32_t(n)), append(prompts, C.int32_t(seq.Prompt))
 		tokens = append(tokens, seq.Tokens...)
 		s.targets = append(s.targets, n-seq.Prompt)
@@ -122,8 +125,13 @@ func pin[T any](pinner *runtime.Pinner, slice []T) {
 }
 
 // BatchTokens is how many tokens one evaluation computes, shared prefixes
-// counted once.
-func (s *Session) BatchTokens() int { return int(C.steer_session_n_tokens(s.c)) }
+// counted once; 0 once the session is closed.
+func (s *Session) BatchTokens() int {
+	if s.c == nil {
+		return 0
+	}
+	return int(C.steer_session_n_tokens(s.c))
+}
 
 var errSessionClosed = errors.New("the session is closed")
 
