@@ -92,6 +92,7 @@ func TestReferenceCasesDecoded(t *testing.T) {
 					require.Len(t, probs, len(c.LogP[i]))
 					for j, p := range probs {
 						near(t, c.LogP[i][j], p.Log, logProbTolerance, "log p of target %d of sequence %d", j, i)
+						near(t, math.Log(-math.Expm1(p.Log)), p.LogComplement, logProbTolerance, "log(1 − p) of target %d of sequence %d", j, i)
 					}
 				}
 			})
