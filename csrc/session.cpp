@@ -340,16 +340,10 @@ public:
         return found->second;
     }
 
-    // The parameters of layers that the graph does not use: the architecture ignores them.
     void check_steered() const {
         for (const auto & layer : steer.ops) {
-            const ggml_tensor * p = layer.second.vectors ? layer.second.vectors : layer.second.left;
-            bool used = false;
-            for (int i = 0; i < n_forward && !used; ++i) {
-                used = ggml_graph_node(nodes, i) == p;
-            }
-            if (!used) {
-                steer_throw(STEER_BAD_INPUT, "models of architecture %s cannot be steered at layer %d: llama.cpp's graph has no such place", llm_arch_name(shared.model.model->arch), layer.first);
+            if (!steer.applied.count(layer.first)) {
+                steer_throw(STEER_BAD_INPUT, STEER_IGNORED, llm_arch_name(shared.model.model->arch), layer.first);
             }
         }
     }
@@ -615,9 +609,9 @@ static void check_sequences(const steer_model & m, const steer_sequences & in) {
 }
 
 static std::unique_ptr<steer_session> new_session(const steer_model & m, const steer_session_options & options, const steer_sequences & in) {
-    steer_check_layers(m, options.layers, options.n_layers);
+    steer_check_layers(m, options.layers, options.n_layers, steer_n_layer(m));
     if (options.observed_layer >= 0) {
-        steer_check_layers(m, &options.observed_layer, 1);
+        steer_check_layers(m, &options.observed_layer, 1, steer_n_layer(m));
     }
     check_sequences(m, in);
     if (options.n_vectors < 0 || options.rank < 0 || (options.n_layers > 0 && options.n_vectors + options.rank == 0)) {
@@ -674,7 +668,7 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
 
 steer_status steer_differentiable(const steer_model * m, const int32_t * layers, int32_t n_layers, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        steer_check_layers(*m, layers, n_layers);
+        steer_check_layers(*m, layers, n_layers, steer_n_layer(*m));
         shared_state shared(*m, 2);
         llama_adapter_steer steer;
         // the same places in the graph as a session's, of any length
@@ -799,7 +793,7 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
 
 steer_status steer_activations(const steer_model * m, const steer_token * tokens, int32_t n_tokens, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        steer_check_layers(*m, layers, n_layers);
+        steer_check_layers(*m, layers, n_layers, steer_n_layer(*m));
         std::vector<steer_token> with_target(tokens, tokens + n_tokens); // the batch leaves out the last token
         with_target.push_back(0);
         const int32_t n = n_tokens + 1;

@@ -162,7 +162,9 @@ steer_status steer_decoder_new(const steer_model * model, const steer_decoder_op
 void         steer_decoder_free(steer_decoder * decoder);
 
 // Replaces the steering, for all tokens decoded from now on; the arrays are
-// copied. Layers ascend and are each given once.
+// copied. Layers ascend and are each given once; the number of blocks stands for
+// the output of the last one, where only tokens with logits are steered. A layer
+// that the model's graph does not have is refused by the next decode.
 steer_status steer_decoder_steer(steer_decoder * decoder, const steer_operation * operations, int32_t n_operations, int32_t n_strengths, char * err, size_t err_size);
 
 // Forgets all tokens.
