@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"unicode/utf8"
 	"unsafe"
@@ -32,8 +33,8 @@ func (m *Model) NewDecoder(o DecoderOptions) (*Decoder, error) {
 	if o.Sequences == 0 {
 		o.Sequences = 1
 	}
-	if o.Context > m.info.TrainContext {
-		return nil, &loader.InputError{Message: fmt.Sprintf("a context of %d tokens is longer than the %d that the model was trained on", o.Context, m.info.TrainContext)}
+	if err := m.checkLength(o.Context); err != nil {
+		return nil, err
 	}
 	if err := m.acquire(); err != nil {
 		return nil, err
@@ -84,7 +85,7 @@ func (d *Decoder) Steer(active ...Active) error {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
 	var ops []C.steer_operation
-	for layer := range d.model.info.Layers {
+	for layer := range d.model.info.Layers + 1 { // the last is the output of the last block
 		var vectors, left, right []float32
 		var sVectors, sRows []C.int32_t
 		for k, a := range active {
@@ -93,6 +94,11 @@ func (d *Decoder) Steer(active ...Active) error {
 					continue
 				}
 				op := Lower(a.Steering.Kind, a.Steering.Clamp, a.Steering.At(i))
+				for _, row := range slices.Concat(op.Vectors, op.Left, op.Right) {
+					if len(row) != d.model.info.Embd || len(op.Left) != len(op.Right) {
+						return &loader.InputError{Message: fmt.Sprintf("a steering at layer %d is not of the model's width, %d", layer, d.model.info.Embd)}
+					}
+				}
 				for _, v := range op.Vectors {
 					vectors, sVectors = append(vectors, v...), append(sVectors, C.int32_t(k))
 				}
@@ -100,9 +106,6 @@ func (d *Decoder) Steer(active ...Active) error {
 					left, right, sRows = append(left, op.Left[j]...), append(right, op.Right[j]...), append(sRows, C.int32_t(k))
 				}
 			}
-		}
-		if len(vectors) != len(sVectors)*d.model.info.Embd || len(left) != len(sRows)*d.model.info.Embd || len(right) != len(left) {
-			return &loader.InputError{Message: fmt.Sprintf("a steering at layer %d is not of the model's width, %d", layer, d.model.info.Embd)}
 		}
 		if len(sVectors)+len(sRows) == 0 {
 			continue
@@ -118,18 +121,26 @@ func (d *Decoder) Steer(active ...Active) error {
 		})
 	}
 	for _, a := range active {
-		if n := len(a.Steering.Layers); n > 0 && a.Steering.Layers[n-1] >= d.model.info.Layers {
-			return &loader.InputError{Message: fmt.Sprintf("the steering is for layer %d, and the model has layers 0 to %d", a.Steering.Layers[n-1], d.model.info.Layers-1)}
+		for _, l := range a.Steering.Layers {
+			if l < 0 || l > d.model.info.Layers {
+				return &loader.InputError{Message: fmt.Sprintf("the steering is for layer %d, and the model has layers 0 to %d, and the output of the last as layer %d", l, d.model.info.Layers-1, d.model.info.Layers)}
+			}
 		}
 	}
 	d.active = active
+	defer runtime.KeepAlive(d)
 	return call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
 		return C.steer_decoder_steer(d.c, unsafe.SliceData(ops), C.int32_t(len(ops)), C.int32_t(len(active)), text, size)
 	})
 }
 
 // Clear forgets all that was decoded.
-func (d *Decoder) Clear() { C.steer_decoder_clear(d.c) }
+func (d *Decoder) Clear() {
+	if d.c != nil {
+		C.steer_decoder_clear(d.c)
+		runtime.KeepAlive(d)
+	}
+}
 
 // A step is one token to decode.
 type step struct {
@@ -174,6 +185,7 @@ func (d *Decoder) Logits(ctx context.Context, tokens []Token, prompt int) ([][]f
 	if err := d.fits([][]Token{tokens}); err != nil {
 		return nil, err
 	}
+	defer runtime.KeepAlive(d) // its logits are read after the last call
 	d.Clear()
 	steps := make([]step, len(tokens))
 	for i, t := range tokens {
@@ -271,6 +283,7 @@ func (d *Decoder) Generate(ctx context.Context, prompts [][]Token, o GenerateOpt
 	if err := d.fits(prompts); err != nil {
 		return nil, err
 	}
+	defer runtime.KeepAlive(d)
 	d.Clear()
 	all := make([]*writing, len(prompts))
 	var steps []step
@@ -308,11 +321,10 @@ func (d *Decoder) generate(ctx context.Context, prompts [][]Token, all []*writin
 			w.shown = until
 		}
 	}
-	for i, w := range all {
+	for _, w := range all {
 		if o.Tokens <= 0 {
 			w.Stop, w.done = StopLength, true
 		}
-		_ = i
 	}
 	for {
 		if len(steps) == 0 || allDone(all) {

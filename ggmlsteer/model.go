@@ -114,6 +114,15 @@ func (m *Model) release() {
 	m.freeLocked()
 }
 
+// checkLength refuses more tokens than the model was trained on: some
+// architectures have no positions for them, and ggml aborts there.
+func (m *Model) checkLength(n int) error {
+	if n > m.info.TrainContext {
+		return &loader.InputError{Message: fmt.Sprintf("a context of %d tokens is longer than the %d that the model was trained on", n, m.info.TrainContext)}
+	}
+	return nil
+}
+
 // Info describes the model.
 func (m *Model) Info() Info { return m.info }
 
@@ -323,6 +332,9 @@ func layersOf(layers []int) []C.int32_t {
 // respect to a steering at these layers, or an error that names the
 // architecture and the missing operation.
 func (m *Model) Differentiable(layers []int) error {
+	if len(layers) == 0 {
+		return &loader.InputError{Message: "without a steered layer there is no gradient"}
+	}
 	if err := m.acquire(); err != nil {
 		return err
 	}
@@ -342,6 +354,9 @@ func (m *Model) Activations(ctx context.Context, tokens []Token, layers []int) (
 	defer m.release()
 	if len(tokens) == 0 {
 		return nil, &loader.InputError{Message: "a text without tokens has no activations"}
+	}
+	if err := m.checkLength(len(tokens)); err != nil {
+		return nil, err
 	}
 	embd := m.info.Embd
 	flat := make([]float32, len(layers)*len(tokens)*embd)

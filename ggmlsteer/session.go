@@ -31,7 +31,7 @@ type Session struct {
 // tokens and factors once for all sequences.
 func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) {
 	rows := 0 // of factors, for each sequence
-	if len(o.Layers) > 0 {
+	if len(o.Layers) > 0 && o.Vectors >= 0 && o.Rank >= 0 { // or else the engine refuses them
 		rows = o.Vectors + o.Rank
 	}
 	s := &Session{model: m, options: o}
@@ -40,6 +40,9 @@ func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) 
 	var strengths []float32
 	for i, seq := range seqs {
 		n := len(seq.Tokens)
+		if err := m.checkLength(n); err != nil {
+			return nil, err
+		}
 		lengths, prompts = append(lengths, C.int32_t(n)), append(prompts, C.int32_t(seq.Prompt))
 		tokens = append(tokens, seq.Tokens...)
 		s.targets = append(s.targets, n-seq.Prompt)
@@ -116,15 +119,21 @@ func (s *Session) Close() error {
 	return nil
 }
 
+// pin keeps a slice in place, an empty one with an address too.
 func pin[T any](pinner *runtime.Pinner, slice []T) {
-	if len(slice) > 0 {
+	if cap(slice) > 0 {
 		pinner.Pin(unsafe.SliceData(slice))
 	}
 }
 
 // BatchTokens is how many tokens one evaluation computes, shared prefixes
-// counted once.
-func (s *Session) BatchTokens() int { return int(C.steer_session_n_tokens(s.c)) }
+// counted once; 0 once the session is closed.
+func (s *Session) BatchTokens() int {
+	if s.c == nil {
+		return 0
+	}
+	return int(C.steer_session_n_tokens(s.c))
+}
 
 var errSessionClosed = errors.New("the session is closed")
 
@@ -179,14 +188,14 @@ func (s *Session) forward(ctx context.Context, ops []Operation, observe bool) (p
 	if observe {
 		streams = make([][][]float32, len(s.targets))
 		for i, n := range s.targets {
-			streams[i] = rowsOf(&observed, n, s.model.info.Embd)
+			streams[i] = takeRows(&observed, n, s.model.info.Embd)
 		}
 	}
 	return probs, streams, nil
 }
 
-// rowsOf takes n rows of a width off the front of flat.
-func rowsOf(flat *[]float32, n, width int) [][]float32 {
+// takeRows takes n rows of a width off the front of flat.
+func takeRows(flat *[]float32, n, width int) [][]float32 {
 	rows := make([][]float32, n)
 	for i := range rows {
 		rows[i], *flat = (*flat)[:width:width], (*flat)[width:]
@@ -279,7 +288,7 @@ func (s *Session) unflatten(flat []float32) []Operation {
 	o, embd := s.options, s.model.info.Embd
 	ops := make([]Operation, len(o.Layers))
 	for i := range ops {
-		ops[i] = Operation{Vectors: rowsOf(&flat, o.Vectors, embd), Left: rowsOf(&flat, o.Rank, embd), Right: rowsOf(&flat, o.Rank, embd)}
+		ops[i] = Operation{Vectors: takeRows(&flat, o.Vectors, embd), Left: takeRows(&flat, o.Rank, embd), Right: takeRows(&flat, o.Rank, embd)}
 	}
 	return ops
 }

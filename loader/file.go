@@ -9,7 +9,7 @@ import (
 )
 
 // A steering file is a GGUF file with an architecture of its own, so that no
-// program takes it for a model or a control vector. docs/files.md describes it.
+// program takes it for a model or a control vector. docs/steering-file.md describes it.
 const (
 	steeringArch    = "llsteer"
 	steeringVersion = 1

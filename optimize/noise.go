@@ -10,7 +10,7 @@ import (
 	"github.com/llsteer/llsteer/loader"
 )
 
-// A noise moves the vectors before each evaluation of a loss (docs/steering.md, noise).
+// A noise moves the vectors before each evaluation of a loss (docs/steering.md, section 6).
 type noise struct {
 	job *Job
 	// tangents[i][k] is the gradient of completion i's loss by the vector of parameters

@@ -11,7 +11,7 @@ import (
 )
 
 // Scales are the numbers of a run that depend on the size of the residual stream
-// (docs/steering.md, scale), one of each for every layer's parameters.
+// (docs/steering.md, section 5), one of each for every layer's parameters.
 type scales struct {
 	lr            []float64
 	startingNorms []float64

@@ -1,0 +1,5 @@
+package ggmlsteer
+
+const architectureToTry = "LLSTEER_TEST_ARCHITECTURE"
+
+func tryArchitecture(string) {}

@@ -1,0 +1,165 @@
+package ggmlsteer
+
+import (
+	"context"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/llsteer/llsteer/loader"
+	"github.com/stretchr/testify/require"
+)
+
+// What PyTorch finds, in float32, for the same weights: testdata/reference.
+
+func eachFixture(t *testing.T, test func(t *testing.T, m *Model, f *fixture)) {
+	for _, name := range fixtureNames {
+		t.Run(name, func(t *testing.T) {
+			m, f := openFixture(t, name)
+			test(t, m, f)
+		})
+	}
+}
+
+func TestReferenceCases(t *testing.T) {
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		require.Equal(t, []int{f.Width, f.Layers, f.Vocabulary}, []int{m.Info().Embd, m.Info().Layers, m.Info().Vocab})
+		var most worst
+		for _, c := range f.Cases {
+			t.Run(c.Name, func(t *testing.T) {
+				s, ops := c.session(t, m, f)
+				probs, err := s.Forward(context.Background(), ops)
+				require.NoError(t, err)
+				require.Len(t, probs, len(c.LogP))
+				for i := range probs {
+					require.Len(t, probs[i], len(c.LogP[i]))
+					for j, p := range probs[i] {
+						near(t, c.LogP[i][j], p.Log, logProbTolerance, "log p of target %d of sequence %d", j, i)
+						near(t, math.Log(-math.Expm1(p.Log)), p.LogComplement, logProbTolerance, "log(1 − p) of target %d of sequence %d", j, i)
+						most.logP = max(most.logP, math.Abs(c.LogP[i][j]-p.Log))
+					}
+				}
+				losses, _, slopes := c.evaluate(f, probs)
+				for i := range losses {
+					near(t, c.Losses[i], losses[i], lossTolerance, "loss of sequence %d", i)
+				}
+				gradient, err := s.Backward(context.Background(), slopes)
+				if len(ops) == 0 {
+					inputError(t, err, "without steered layers")
+					return
+				}
+				require.NoError(t, err)
+				_, expected := operationsOf(c.Gradient)
+				require.Len(t, gradient, len(expected))
+				for i, g := range gradient {
+					layer := c.Operations[i].Layer
+					for what, pair := range map[string][2][][]float32{
+						"vectors": {expected[i].Vectors, g.Vectors}, "left": {expected[i].Left, g.Left}, "right": {expected[i].Right, g.Right},
+					} {
+						a, b := slices.Concat(pair[0]...), slices.Concat(pair[1]...)
+						if len(a) > 0 || len(b) > 0 {
+							nearVector(t, a, b, gradientTolerance, "gradient of %s at layer %d", what, layer)
+							most.gradient = max(most.gradient, distance(a, b)/distance(a, make([]float32, len(a))))
+						}
+					}
+				}
+			})
+		}
+		t.Logf("largest errors: log p %.1e, gradient %.1e", most.logP, most.gradient)
+	})
+}
+
+// worst are the largest errors, for people.
+type worst struct{ logP, gradient float64 }
+
+// The decoder agrees with PyTorch as well, on the cases that a steering file can express.
+func TestReferenceCasesDecoded(t *testing.T) {
+	for _, name := range []string{"unsteered", "layer_0", "layer_1", "last", "all", "middle_prompt_only", "middle_negative", "layer_0_and_middle_affine"} {
+		t.Run(name, func(t *testing.T) {
+			eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+				c := f.caseNamed(t, name)
+				steering := &loader.Steering{Kind: loader.Add, Embd: f.Width, PromptOnly: name == "middle_prompt_only"}
+				for _, o := range c.Operations {
+					steering.Layers = append(steering.Layers, o.Layer)
+					steering.Params = append(steering.Params, loader.Parameters{Vector: o.Vectors[0], Left: o.Left, Right: o.Right})
+					if o.Left != nil {
+						steering.Kind = loader.Affine
+					}
+				}
+				for i, s := range f.Sequences {
+					probs, err := m.Logprobs(context.Background(), s.Tokens, s.Prompt, f.Coldness, Active{steering, float64(c.Strengths[i].Vectors[0][0])})
+					require.NoError(t, err)
+					require.Len(t, probs, len(c.LogP[i]))
+					for j, p := range probs {
+						near(t, c.LogP[i][j], p.Log, logProbTolerance, "log p of target %d of sequence %d", j, i)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestReferenceLogits(t *testing.T) {
+	// an unrelated build of llama.cpp, whose GELU is a table of float16 values
+	unrelated := map[string]float64{"silu": logitTolerance, "gelu": 5e-3}
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		d := newDecoder(t, m, DecoderOptions{Context: len(f.Logits.Tokens), Precision: F32})
+		compare := func(what string, expected [][]float32, tolerance float64) {
+			rows, err := d.Logits(context.Background(), f.Logits.Tokens, len(f.Logits.Tokens))
+			require.NoError(t, err)
+			require.Len(t, rows, len(f.Logits.Tokens))
+			require.Len(t, expected, len(f.Logits.Positions))
+			for i, at := range f.Logits.Positions {
+				nearEach(t, expected[i], rows[at], tolerance, "%s logits at %d", what, at)
+			}
+		}
+		compare("unsteered", f.Logits.Unsteered, logitTolerance)
+		require.Contains(t, unrelated, f.Activation)
+		compare("llama.cpp's", f.LlamaCpp.Unsteered, unrelated[f.Activation])
+		require.NoError(t, d.Steer(Active{added(map[int][]float32{f.Logits.Layer: f.Logits.Vector}), 1}))
+		compare("steered", f.Logits.Steered, logitTolerance)
+	})
+}
+
+func TestReferenceContinuation(t *testing.T) {
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		c := f.Continuation
+		d := newDecoder(t, m, DecoderOptions{Context: 64, Precision: F32})
+		require.NoError(t, d.Steer(Active{added(map[int][]float32{c.Layer: c.Vector}), 1}))
+		found, err := d.Generate(context.Background(), [][]Token{c.Prompt}, GenerateOptions{Tokens: len(c.Tokens)}, nil)
+		require.NoError(t, err)
+		require.Equal(t, c.Tokens, found[0].Tokens)
+		require.Equal(t, StopLength, found[0].Stop)
+	})
+}
+
+func TestReferenceStreamNorms(t *testing.T) {
+	const tolerance = 1e-5 // of the norm: the stream is a sum of a few float32 vectors
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		layers := make([]int, f.Layers)
+		for l := range layers {
+			layers[l] = l
+		}
+		tokens := f.ResidualNorms.Tokens
+		norms, err := m.StreamNorms(context.Background(), [][]Token{tokens, tokens[:1]}, layers)
+		require.NoError(t, err)
+		require.Len(t, norms, len(f.ResidualNorms.Norms))
+		for l, expected := range f.ResidualNorms.Norms {
+			require.Len(t, norms[l], 2)
+			require.Len(t, norms[l][0], len(tokens))
+			require.Len(t, norms[l][1], 1)
+			for i := range expected {
+				near(t, expected[i], norms[l][0][i], tolerance*expected[i], "layer %d, token %d", l, i)
+			}
+			near(t, expected[0], norms[l][1][0], tolerance*expected[0], "layer %d, text of one token", l)
+		}
+	})
+}
+
+func newDecoder(t testing.TB, m *Model, o DecoderOptions) *Decoder {
+	t.Helper()
+	d, err := m.NewDecoder(o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, d.Close()) })
+	return d
+}
