@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -87,13 +88,7 @@ type tensor struct {
 // architecture's own unless they begin with a slash.
 func modelKV(arch string, values map[string]any) []loader.KV {
 	kv := []loader.KV{{Key: "general.architecture", Value: arch}, {Key: "tokenizer.ggml.model", Value: "none"}}
-	for _, key := range slices.Sorted(func(yield func(string) bool) {
-		for key := range values {
-			if !yield(key) {
-				return
-			}
-		}
-	}) {
+	for _, key := range slices.Sorted(maps.Keys(values)) {
 		name, global := strings.CutPrefix(key, "/")
 		if !global {
 			name = arch + "." + name
