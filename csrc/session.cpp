@@ -186,12 +186,13 @@ struct tree {
         return std::count_if(nodes.begin(), nodes.end(), [](const node & n) { return n.output; });
     }
 
-    // logits have a row for each output, in the order of the nodes
-    void number_rows() {
+    // logits have a row for each output, in the order of the nodes; in a few
+    // architectures for each node
+    void number_rows(bool all) {
         std::vector<int32_t> row(nodes.size());
         int32_t n = 0;
         for (size_t i = 0; i < nodes.size(); ++i) {
-            row[i] = nodes[i].output ? n++ : -1;
+            row[i] = all || nodes[i].output ? n++ : -1;
         }
         for (auto & t : targets) {
             t.row = row[t.row];
@@ -296,7 +297,6 @@ class graph {
 public:
     // observed: the layer whose input is observed, or -1
     graph(shared_state & shared, tree && t, const llama_adapter_steer & steer, int32_t observed) : tokens(std::move(t)), shared(shared), steer(steer) {
-        tokens.number_rows();
         ubatch = tokens.ubatch(shared.model.model->hparams.n_pos_per_embd());
         this->steer.strength = [this](int32_t k, const llama_ubatch &, uint32_t i) { return tokens.nodes[i].strengths[k]; };
 
@@ -320,6 +320,11 @@ public:
         n_forward = n_nodes = ggml_graph_n_nodes(nodes);
         logits = result->get_logits();
         logits->flags |= GGML_TENSOR_FLAG_OUTPUT;
+        const bool all_rows = ggml_nrows(logits) == (int64_t) tokens.nodes.size();
+        if (!all_rows && ggml_nrows(logits) != tokens.n_outputs()) {
+            steer_throw(STEER_BAD_INPUT, "models of architecture %s have no gradient here: logits of %lld tokens, where those of %d were wanted", llm_arch_name(shared.model.model->arch), (long long) ggml_nrows(logits), tokens.n_outputs());
+        }
+        tokens.number_rows(all_rows);
         if (observed >= 0) {
             stream = layer_input(observed);
             stream->flags |= GGML_TENSOR_FLAG_OUTPUT;
@@ -712,6 +717,9 @@ static void evaluate(steer_session & s, graph & g, steer_prob * probs, float * s
     std::vector<softmax_target> targets;
     for (const auto & t : g.tokens.targets) {
         targets.push_back({ t.row, t.token, 0, 0 });
+    }
+    if (g.d_logits && ggml_nrows(g.d_logits) > g.tokens.n_outputs()) { // rows without a target
+        memset(g.d_logits->data, 0, ggml_nbytes(g.d_logits));
     }
     s.softmax.forward((const float *) g.logits->data, g.d_logits ? (float *) g.d_logits->data : nullptr, targets.data(), targets.size());
     for (size_t i = 0; i < targets.size(); ++i) {
