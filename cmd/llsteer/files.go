@@ -30,7 +30,7 @@ func checkOutputs(outputs map[string]string, inputs ...string) error {
 		}
 		places[place] = flag
 		for _, input := range inputs {
-			if placeOf(input) == place {
+			if input != demoName && placeOf(input) == place {
 				return badInput("", "%s would overwrite %s, which is read", flag, path)
 			}
 		}

@@ -29,6 +29,18 @@ func addFlags(cmd *cobra.Command, heading string, define func(*pflag.FlagSet)) {
 	})
 	cmd.Flags().SortFlags = false
 	cmd.Flags().AddFlagSet(flags)
+	flags.VisitAll(func(f *pflag.Flag) {
+		if c, enumerated := f.Value.(interface{ choices() []string }); enumerated && c.choices() != nil {
+			// the only errors are a flag that is not there, and a second function for it
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(c.choices(), cobra.ShellCompDirectiveNoFileComp))
+		}
+	})
+}
+
+// completeFiles has completion offer the files with these endings for a flag.
+func completeFiles(flags *pflag.FlagSet, name string, endings ...string) {
+	// the only error is a flag that is not there
+	_ = flags.SetAnnotation(name, cobra.BashCompFilenameExt, endings)
 }
 
 // A number is a flag's finite number: pflag's own lets NaN and infinity pass.
@@ -105,11 +117,11 @@ type choice struct {
 	values []string
 }
 
-func choiceVar(cmd *cobra.Command, flags *pflag.FlagSet, p *string, name string, values []string, usage string) {
+func choiceVar(flags *pflag.FlagSet, p *string, name string, values []string, usage string) {
 	flags.Var(&choice{p, values}, name, usage)
-	// the only error is a second function for the flag, and this is the first
-	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
+
+func (c *choice) choices() []string { return c.values }
 
 func (c *choice) Type() string { return strings.Join(c.values, "|") }
 
@@ -220,7 +232,7 @@ func groups(cmd *cobra.Command) []*pflag.FlagSet {
 		shown := *f
 		shown.Value = shownValue{f.Value.Type()}
 		shown.DefValue = ""
-		if !strings.Contains(f.Usage, "(default") {
+		if !strings.Contains(f.Usage, "(default") && !strings.Contains(f.Usage, "(required)") {
 			shown.Usage += fmt.Sprintf(" (default %s)", shownDefault(f))
 		}
 		all[i].AddFlag(&shown)

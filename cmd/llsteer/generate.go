@@ -82,7 +82,7 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 		flags.StringArrayVar(&o.Stop, "stop", nil, "`TEXT` that ends a continuation and is left out of it; repeatable (default none)")
 	})
 	addFlags(cmd, "Steering", func(flags *pflag.FlagSet) {
-		addSteer(cmd, flags, &steer)
+		addSteer(flags, &steer)
 		flags.BoolVar(&compare, "compare", false, "unsteered and steered, one after the other")
 	})
 	addFlags(cmd, "Generation", func(flags *pflag.FlagSet) {
@@ -92,7 +92,7 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 		numberVar(flags, &o.TopP, "top-p", 0.95, 0, 1, "draw from the likeliest tokens that together have this probability; 1: all")
 		numberVar(flags, &o.MinP, "min-p", 0.05, 0, 1, "draw from tokens at least this probable, next to the likeliest; 0: all")
 		numberVar(flags, &o.RepeatPenalty, "repeat-penalty", 1, math.SmallestNonzeroFloat64, math.MaxFloat32, "makes the last 64 tokens unlikelier; 1: off")
-		addPrecision(cmd, flags, &precision, "llama.cpp's ordinary decoding")
+		addPrecision(flags, &precision, "llama.cpp's ordinary decoding")
 	})
 	model.add(cmd)
 	return cmd

@@ -101,10 +101,10 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 		flags.StringArrayVarP(&completions, "completion", "c", nil, "`TEXT` whose probability it is (required)")
 	})
 	addFlags(cmd, "Probability", func(flags *pflag.FlagSet) {
-		addSteer(cmd, flags, &steer)
+		addSteer(flags, &steer)
 		numberVar(flags, &coldness, "coldness", 1, math.SmallestNonzeroFloat64, math.MaxFloat64, "factor of the logits before the softmax")
 		flags.BoolVar(&complement, "complement", false, "log(1 − p) of each token in place of log p")
-		addPrecision(cmd, flags, &precision, precisionF32)
+		addPrecision(flags, &precision, precisionF32)
 	})
 	model.add(cmd)
 	return cmd

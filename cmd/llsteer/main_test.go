@@ -3,8 +3,10 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -24,6 +26,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// One script at a time: each program takes all cores, and ggml's threads wait for
+	// one another without letting go of theirs.
+	if err := flag.Set("test.parallel", "1"); err != nil {
+		panic(err)
+	}
 	testscript.Main(m, map[string]func(){"llsteer": main})
 }
 
@@ -44,6 +51,7 @@ func TestScripts(t *testing.T) {
 			"bytes":     writeBytes,
 			"same":      same,
 			"less":      less,
+			"recipe":    recipe,
 		},
 	})
 }
@@ -254,6 +262,8 @@ func damagedModel(ts *testscript.TestScript, neg bool, args []string) {
 		copy(model[8:16], bytes.Repeat([]byte{0xff}, 8))
 	case "arch":
 		replace("gemma2", "gemmaX")
+	case "chat": // it has a chat template, and is none the worse for it
+		model = insertKV(model, "tokenizer.chat_template", "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}")
 	case "tokenizer":
 		replace("tokenizer.ggml.model", "tokenizer.ggml.mode1")
 	default:
@@ -262,15 +272,34 @@ func damagedModel(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), model, 0o666))
 }
 
-// vector ARCH WIDTH LAYER FILE: a steering file of ones.
+// insertKV puts a text into the metadata of a GGUF file, padded so that the
+// tensors stay aligned.
+func insertKV(model []byte, key, value string) []byte {
+	const header, alignment, overhead, typeString = 24, 32, 8 + 4 + 8, 8
+	value += strings.Repeat(" ", alignment-(overhead+len(key)+len(value))%alignment)
+	kv := binary.LittleEndian.AppendUint64(nil, uint64(len(key)))
+	kv = binary.LittleEndian.AppendUint32(append(kv, key...), typeString)
+	kv = append(binary.LittleEndian.AppendUint64(kv, uint64(len(value))), value...)
+	model = slices.Insert(model, header, kv...)
+	count := model[header-8:]
+	binary.LittleEndian.PutUint64(count, binary.LittleEndian.Uint64(count)+1)
+	return model
+}
+
+// vector ARCH WIDTH LAYER FILE [VALUE]: a steering file of ones, or of the value.
 func writeVector(ts *testscript.TestScript, neg bool, args []string) {
 	width, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	layer, err := strconv.Atoi(args[2])
 	ts.Check(err)
+	value := 1.0
+	if len(args) > 4 {
+		value, err = strconv.ParseFloat(args[4], 32)
+		ts.Check(err)
+	}
 	v := make([]float32, width)
 	for i := range v {
-		v[i] = 1
+		v[i] = float32(value)
 	}
 	ts.Check(loader.Write(ts.MkAbs(args[3]), &loader.Steering{
 		Kind: loader.Add, Layers: []int{layer}, Params: []loader.Parameters{{Vector: v}}, Arch: args[0], Embd: width,
@@ -283,6 +312,17 @@ func writeBytes(ts *testscript.TestScript, neg bool, args []string) {
 	text, err := strconv.Unquote(`"` + args[1] + `"`)
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o666))
+}
+
+// recipe FILE JOB: writes the recipe of a steering that inspect --json shows.
+func recipe(ts *testscript.TestScript, neg bool, args []string) {
+	value, found := at(ts, args[0], "steering.recipe")
+	if !found {
+		ts.Fatalf("%s has no recipe", args[0])
+	}
+	data, err := json.Marshal(value)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), data, 0o666))
 }
 
 // same FILE PATH FILE PATH: the values there are the same, or with ! are not.

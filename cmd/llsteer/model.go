@@ -27,10 +27,11 @@ type modelFlags struct {
 	system                      string
 }
 
-// addModelFlags defines them; defaultModel is for commands that need none named.
+// add defines them.
 func (f *modelFlags) add(cmd *cobra.Command) {
 	addFlags(cmd, "Model", func(flags *pflag.FlagSet) {
 		flags.StringVarP(&f.path, "model", "m", "", "GGUF file, of a split one the first part; `PATH` demo is the embedded model (required)")
+		completeFiles(flags, "model", "gguf")
 		f.addCompute(flags)
 		countVar(flags, &f.gpuLayers, "gpu-layers", "", 0, -1, math.MaxInt32, "blocks to compute on the GPU, -1 for all; -ngl `N` is the same")
 		countVar(flags, &f.ctxSize, "ctx-size", "", 0, 0, math.MaxInt32, "most tokens of a text, at most the model's training context; 0: that (default 0)")
@@ -39,13 +40,12 @@ func (f *modelFlags) add(cmd *cobra.Command) {
 		flags.BoolVar(&f.chat, "chat", false, "the prompt is a user's turn in the model's chat template")
 		flags.StringVar(&f.system, "system", "", "system `TEXT`, with --chat")
 	})
-	// the only error is a flag that is not there
-	_ = cmd.MarkFlagFilename("model", "gguf")
 }
 
+// addCompute defines those of quickstart, too.
 func (f *modelFlags) addCompute(flags *pflag.FlagSet) {
 	countVar(flags, &f.threads, "threads", "t", 0, 0, maxThreads, "threads; 0: one for each core (default 0)")
-	flags.Uint64Var(&f.seed, "seed", 0, "what random draws begin with (default 0)")
+	flags.Uint64Var(&f.seed, "seed", 0, "`N` that random draws begin with (default 0)")
 }
 
 // open opens the model; decoding as in ggmlsteer.Options.
@@ -131,8 +131,8 @@ const (
 )
 
 // addPrecision defines --precision; ordinary says what is used without it.
-func addPrecision(cmd *cobra.Command, flags *pflag.FlagSet, p *string, without string) {
-	choiceVar(cmd, flags, p, "precision", []string{precisionF32, precisionBF16},
+func addPrecision(flags *pflag.FlagSet, p *string, without string) {
+	choiceVar(flags, p, "precision", []string{precisionF32, precisionBF16},
 		"f32: exact dequantized weights, float32 everywhere; bf16 is not there yet (default "+without+")")
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,15 +17,16 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// jobFlags say what is optimized: a job file, one example, or both.
+// jobFlags say what is optimized: what they have goes over the job file.
 type jobFlags struct {
-	model           modelFlags
-	prompt          []string
-	src, dst        []string
-	layer           string
-	shared          bool
-	start           string
-	optimizeOptions *pflag.FlagSet // see optimize.OptionTable
+	model    modelFlags
+	prompt   []string // of one example
+	src, dst []string
+	layer    string
+	shared   bool
+	start    string
+
+	startSteering *loader.Steering // what start names, once it is read
 }
 
 func (p *program) optimize() *cobra.Command {
@@ -69,6 +69,9 @@ Ctrl-C keeps the best that was found so far.`,
 			if err != nil {
 				return err
 			}
+			if err := job.Validate(); err != nil {
+				return err
+			}
 			outputs := map[string]string{"--out": out, "--report": reportPath, "--trace": tracePath}
 			if err := checkOutputs(outputs, append(args, f.model.path)...); err != nil {
 				return err
@@ -78,32 +81,29 @@ Ctrl-C keeps the best that was found so far.`,
 				return err
 			}
 			defer m.Close()
-			trace, err := newTrace(tracePath, tensors)
-			if err != nil {
+			if err := f.startFits(m); err != nil {
 				return err
 			}
-			defer trace.discard()
-
-			result, err := p.find(cmd.Context(), m, job, trace)
+			result, traceErr, err := p.findTraced(cmd.Context(), m, job, tracePath, tensors)
 			if err != nil {
 				return err
 			}
 			if noRecipe {
 				result.Steering.Recipe = ""
 			}
+			if err := loader.Write(out, result.Steering); err != nil {
+				return err
+			}
+			if traceErr != nil { // after what the run was for
+				return traceErr
+			}
 			report := newReport(result, m.Info(), f.model.path, out, time.Since(began).Seconds())
 			data, err := encodeJSON(report)
 			if err != nil {
 				return err
 			}
-			if err := loader.Write(out, result.Steering); err != nil {
-				return err
-			}
-			if err := trace.commit(); err != nil {
-				return err
-			}
 			if reportPath != "" {
-				if err := writeOutput(reportPath, data); err != nil {
+				if err := writeFile(reportPath, data); err != nil {
 					return err
 				}
 			}
@@ -121,14 +121,16 @@ Ctrl-C keeps the best that was found so far.`,
 	}
 	addFlags(cmd, "Output", func(flags *pflag.FlagSet) {
 		flags.StringVarP(&out, "out", "o", "", "steering `FILE` to write (required)")
+		completeFiles(flags, "out", "gguf")
 		flags.StringVar(&reportPath, "report", "", "write the result as JSON to `FILE`")
 		flags.StringVar(&tracePath, "trace", "", "write a line of JSON for each step to `FILE`")
 		flags.BoolVar(&tensors, "trace-tensors", false, "with the vectors and gradients in --trace")
 		flags.BoolVar(&noRecipe, "no-recipe", false, "leave the job out of the steering file")
 	})
 	f.add(cmd)
-	addFlags(cmd, "Model", func(flags *pflag.FlagSet) { addPrecision(cmd, flags, &precision, precisionF32) })
-	_ = cmd.MarkFlagFilename("out", "gguf")
+	addFlags(cmd, "Options, in place of the job's (none, auto: as if the job did not give them)", addOptions)
+	f.model.add(cmd)
+	addFlags(cmd, "Model", func(flags *pflag.FlagSet) { addPrecision(flags, &precision, precisionF32) })
 	return cmd
 }
 
@@ -143,9 +145,56 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 		flags.StringVar(&f.layer, "layer", "", "`LAYERS` whose input is steered, from 0: 10, 3,7, 0-25 or all (default the job's)")
 		flags.BoolVar(&f.shared, "shared", false, "one vector on all of them, in place of one each")
 		flags.StringVar(&f.start, "start", "", "steering `FILE` to start from (default random)")
+		completeFiles(flags, "start", "gguf")
 	})
-	f.model.add(cmd)
-	_ = cmd.MarkFlagFilename("start", "gguf")
+}
+
+// addOptions defines a flag for every option of a job but the seed, which is a
+// flag of every command.
+func addOptions(flags *pflag.FlagSet) {
+	for _, o := range optimize.OptionTable() {
+		if o.Name == "seed" {
+			continue
+		}
+		f := flags.VarPF(&optionFlag{option: o, text: o.Default}, flagOf(o), "", o.Help)
+		if o.Type == "bool" {
+			f.NoOptDefVal = "true"
+		}
+	}
+}
+
+// flagOf is the name of an option's flag.
+func flagOf(o optimize.Option) string { return strings.ReplaceAll(o.Name, "_", "-") }
+
+// An optionFlag is a flag for an option. It keeps its text until there is a job.
+type optionFlag struct {
+	option optimize.Option
+	text   string
+}
+
+func (f *optionFlag) Type() string {
+	switch f.option.Type {
+	case "bool":
+		return "bool"
+	case "choice":
+		return strings.Join(f.option.Choices, "|")
+	case "count":
+		return "N"
+	}
+	return "NUMBER"
+}
+
+func (f *optionFlag) choices() []string { return f.option.Choices }
+
+func (f *optionFlag) String() string { return f.text }
+
+func (f *optionFlag) Set(text string) error {
+	var scratch optimize.Options
+	if err := f.option.Set(&scratch, text); err != nil {
+		return err
+	}
+	f.text = text
+	return nil
 }
 
 // job is the job file with the flags over it.
@@ -160,7 +209,109 @@ func (p *program) job(cmd *cobra.Command, f *jobFlags, args []string) (*optimize
 			return nil, err
 		}
 	}
-	return job, nil
+	return job, p.overJob(cmd, f, job)
+}
+
+// overJob puts the flags that were given over a job.
+func (p *program) overJob(cmd *cobra.Command, f *jobFlags, job *optimize.Job) error {
+	given := cmd.Flags().Changed
+	var err error
+	if given("layer") {
+		if job.Layers, err = optimize.ParseLayers(f.layer); err != nil {
+			return fmt.Errorf("--layer: %w", err)
+		}
+	}
+	if given("shared") {
+		job.Shared = f.shared
+	}
+	if given("seed") {
+		job.Seed = f.model.seed
+	}
+	cmd.Flags().Visit(func(given *pflag.Flag) {
+		if o, isOption := given.Value.(*optionFlag); isOption && err == nil {
+			err = o.option.Set(&job.Options, o.text)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if given("prompt") || given("src") || given("dst") {
+		if job.Examples, err = p.example(f); err != nil {
+			return err
+		}
+	}
+	if given("start") {
+		if err := f.readStart(job); err != nil {
+			return err
+		}
+	}
+	if given("chat") {
+		job.Chat = f.model.chat
+	}
+	if given("system") {
+		if job.System, err = p.text("--system", f.model.system); err != nil {
+			return err
+		}
+		if job.System != "" && !job.Chat {
+			return badInput("add --chat", "--system is for --chat")
+		}
+	}
+	f.model.chat, f.model.system = job.Chat, "" // the job has it
+	job.Context = f.model.ctxSize
+	return nil
+}
+
+// example is the one that --prompt, --src and --dst give.
+func (p *program) example(f *jobFlags) ([]optimize.Example, error) {
+	if len(f.prompt) == 0 {
+		return nil, badInput("", "--src and --dst need a --prompt before them")
+	}
+	if len(f.src)+len(f.dst) == 0 {
+		return nil, badInput("", "--prompt needs a --src or --dst after it")
+	}
+	var e optimize.Example
+	var err error
+	if e.Prompt, err = p.onlyText("--prompt", f.prompt); err != nil {
+		return nil, err
+	}
+	if e.Src, err = p.texts("--src", f.src); err != nil {
+		return nil, err
+	}
+	e.Dst, err = p.texts("--dst", f.dst)
+	return []optimize.Example{e}, err
+}
+
+// readStart takes the job's start from a steering file.
+func (f *jobFlags) readStart(job *optimize.Job) error {
+	s, err := loader.Read(f.start)
+	if err != nil {
+		return fmt.Errorf("--start: %w", err)
+	}
+	if s.Kind != loader.Add {
+		return badInput("", "--start: %s is a steering of kind %s, and this release finds those of kind %s only", f.start, s.Kind, loader.Add)
+	}
+	f.startSteering = s
+	job.Start = map[string]loader.Parameters{}
+	if job.Shared && s.Shared {
+		job.Start["shared"] = s.Params[0]
+		return nil
+	}
+	for i, layer := range s.Layers {
+		job.Start[strconv.Itoa(layer)] = s.At(i)
+	}
+	return nil
+}
+
+// startFits refuses a start that was found on another kind of model.
+func (f *jobFlags) startFits(m *ggmlsteer.Model) error {
+	if f.startSteering == nil {
+		return nil
+	}
+	info := m.Info()
+	if err := f.startSteering.CheckFits(info.Arch, info.Embd, info.Layers); err != nil {
+		return fmt.Errorf("--start: %s: %w", f.start, err)
+	}
+	return nil
 }
 
 // readJobFile reads a job file, or the embedded job.
@@ -180,26 +331,51 @@ func readJobFile(path string) ([]byte, error) {
 	return []byte(text), nil
 }
 
-// find optimizes, with progress and a trace.
-func (p *program) find(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, t *trace) (*optimize.Result, error) {
+// find optimizes, with progress; each, if not nil, gets every evaluation, too.
+func (p *program) find(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, each func(optimize.Step)) (*optimize.Result, error) {
 	progress := p.newProgress(job.MaxIters)
 	result, err := optimize.Run(ctx, m, job, func(s optimize.Step) {
 		progress.step(s)
-		t.step(s)
+		if each != nil {
+			each(s)
+		}
 	})
 	progress.done()
 	return result, err
 }
 
-// summary is a report for people.
-func summary(r report) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s: loss %.4f after %d steps (%s)\n", r.File, r.Loss, r.Iters, map[optimize.Stop]string{
-		optimize.StopTarget: "target met", optimize.StopMaxIters: "step limit", optimize.StopStalled: "stalled", optimize.StopInterrupted: "interrupted",
-	}[r.Stop])
-	return b.String()
+// findTraced optimizes, and writes a trace if it has a path. The trace is written
+// whole; where the run fails after its first evaluation it has the lines so far, to
+// see why. An error of the trace alone does not keep a result from being used.
+func (p *program) findTraced(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, path string, tensors bool) (result *optimize.Result, traceErr, err error) {
+	if path == "" {
+		result, err = p.find(ctx, m, job, nil)
+		return result, nil, err
+	}
+	traceErr = loader.WriteFile(path, func(w io.Writer) error {
+		t := &trace{w: w, tensors: tensors}
+		if result, err = p.find(ctx, m, job, t.step); err != nil && t.lines == 0 {
+			return err
+		}
+		return t.err
+	})
+	if err == nil && result == nil { // the file could not even be begun
+		err = traceErr
+	}
+	return result, traceErr, err
 }
 
-var _ = io.EOF
-var _ = slices.Sort[[]int]
-var _ = strconv.Itoa
+// summary is a report for people.
+func summary(r report) string {
+	norm := 0.0 // of the only vector, or the largest
+	for _, n := range r.Norms {
+		norm = max(norm, n)
+	}
+	what := "norm"
+	if len(r.Norms) > 1 {
+		what = "largest norm"
+	}
+	return fmt.Sprintf("%s: loss %.4f nats after %d steps (%s), %s %.4f, %.1f seconds\n", r.File, r.Loss, r.Iters, map[optimize.Stop]string{
+		optimize.StopTarget: "target met", optimize.StopMaxIters: "step limit", optimize.StopStalled: "stalled", optimize.StopInterrupted: "interrupted",
+	}[r.Stop], what, norm, r.Seconds)
+}

@@ -181,7 +181,7 @@ func version() string {
 func (p *program) root() *cobra.Command {
 	showVersion := false
 	root := &cobra.Command{
-		Use:   "llsteer",
+		Use:   "llsteer COMMAND",
 		Short: "steering vectors for local language models",
 		Long: `llsteer finds steering vectors for a GGUF model by gradient descent, and generates
 with them: tell it which completions of a prompt should become likely and which

@@ -9,8 +9,8 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// A progress shows an optimization on standard error: a bar on a terminal,
-// lines elsewhere.
+// A progress shows long work on standard error: a bar on a terminal, lines
+// elsewhere.
 type progress struct {
 	total int // steps, or -1 where nobody knows
 	bar   *progressbar.ProgressBar
@@ -23,14 +23,15 @@ type progress struct {
 // second after the last line has one, too.
 const linesEvery = 10
 
-// newProgress is nil, which shows nothing, where the user wants quiet.
-func (p *program) newProgress(maxIters *int) *progress {
+// newProgress is nil, which shows nothing, where the user wants quiet. total is
+// how many steps there are at most, nil where nobody knows.
+func (p *program) newProgress(total *int) *progress {
 	if p.quiet {
 		return nil
 	}
 	progress := &progress{total: -1, began: time.Now()}
-	if maxIters != nil {
-		progress.total = *maxIters
+	if total != nil {
+		progress.total = *total
 	}
 	if isTerminal(os.Stderr) {
 		progress.bar = progressbar.NewOptions(progress.total,
@@ -43,18 +44,24 @@ func (p *program) newProgress(maxIters *int) *progress {
 	return progress
 }
 
+// step shows an evaluation of an optimization.
 func (p *progress) step(s optimize.Step) {
+	state := fmt.Sprintf("loss %.4f  %s", s.Loss, norms(s.Layers))
+	p.show(s.Iter, state, fmt.Sprintf("step %d  %s", s.Iter, state))
+}
+
+// show says how many steps are done: with state beside the bar, or with a line.
+func (p *progress) show(done int, state, line string) {
 	if p == nil {
 		return
 	}
-	state := fmt.Sprintf("loss %.4f  %s", s.Loss, norms(s.Layers))
 	if p.bar != nil {
 		p.bar.Describe(state)
-		p.bar.Set(s.Iter)
+		p.bar.Set(done)
 		return
 	}
-	p.last = fmt.Sprintf("step %d  %s%s", s.Iter, state, p.left(s.Iter))
-	if s.Iter%linesEvery == 0 || time.Since(p.shown) >= time.Second {
+	p.last = line + p.left(done)
+	if done%linesEvery == 0 || time.Since(p.shown) >= time.Second {
 		p.flush()
 	}
 }
@@ -79,11 +86,11 @@ func (p *progress) flush() {
 }
 
 // left is the time that remains if the steps go on as they did.
-func (p *progress) left(iter int) string {
-	if p.total < 0 || iter == 0 || iter >= p.total {
+func (p *progress) left(done int) string {
+	if p.total < 0 || done == 0 || done >= p.total {
 		return ""
 	}
-	left := time.Since(p.began) * time.Duration(p.total-iter) / time.Duration(iter)
+	left := time.Since(p.began) * time.Duration(p.total-done) / time.Duration(done)
 	return fmt.Sprintf("  %v left", left.Round(100*time.Millisecond))
 }
 

@@ -97,9 +97,9 @@ func (p *program) runQuickstart(ctx context.Context, model *modelFlags, save str
 	if result.Stop == optimize.StopInterrupted {
 		return context.Cause(ctx)
 	}
-	report := newReport(result, info, demoName, "", time.Since(began).Seconds())
+	found := newReport(result, info, demoName, "", time.Since(began).Seconds())
 	if err := p.say("A vector at layer %d: loss %.1f → %.1f nats in %d steps and %.1f seconds, norm %.2f.\n\n",
-		report.Layers[0], first, report.Loss, report.Iters, report.Seconds, result.Norms[strconv.Itoa(report.Layers[0])]); err != nil {
+		found.Layers[0], first, found.Loss, found.Iters, found.Seconds, result.Norms[strconv.Itoa(found.Layers[0])]); err != nil {
 		return err
 	}
 	results, err := p.quickContinue(ctx, model, result.Steering)
@@ -117,7 +117,7 @@ func (p *program) runQuickstart(ctx context.Context, model *modelFlags, save str
 		}
 	}
 	if save != "" {
-		report.File = filepath.Join(save, vectorFile)
+		found.File = filepath.Join(save, vectorFile)
 		if err := saveDemo(save, result.Steering); err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func (p *program) runQuickstart(ctx context.Context, model *modelFlags, save str
 			Results  []quickResult     `json:"results"`
 			Turned   map[string]turned `json:"turned"`
 			Commands []string          `json:"commands"`
-		}{report, results, counts, quickCommands()})
+		}{found, results, counts, quickCommands()})
 	} else {
 		err = p.say("%s", quickText(results, counts))
 	}

@@ -111,20 +111,22 @@ func newTraceLine(s optimize.Step, tensors bool) traceLine {
 	return line
 }
 
-// A trace writes a line for each evaluation. A nil trace writes nothing.
+// A trace writes a line for each evaluation.
 type trace struct {
 	w       io.Writer
 	tensors bool
+	lines   int
 	err     error // the first
 }
 
 func (t *trace) step(s optimize.Step) {
-	if t == nil || t.err != nil {
+	if t.err != nil {
 		return
 	}
 	line, err := encodeJSON(newTraceLine(s, t.tensors))
 	if err == nil {
 		_, err = t.w.Write(line)
 	}
+	t.lines++
 	t.err = err
 }

@@ -5,14 +5,13 @@ import (
 
 	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/loader"
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
 // addSteer defines -s.
-func addSteer(cmd *cobra.Command, flags *pflag.FlagSet, specs *[]string) {
+func addSteer(flags *pflag.FlagSet, specs *[]string) {
 	flags.StringArrayVarP(specs, "steer", "s", nil, "steering file or control vector, and a strength: `FILE[:STRENGTH]`; several add up (default none, strength 1)")
-	_ = cmd.RegisterFlagCompletionFunc("steer", cobra.FixedCompletions([]string{"gguf"}, cobra.ShellCompDirectiveFilterFileExt))
+	completeFiles(flags, "steer", "gguf")
 }
 
 // readSteerings reads what -s names.
