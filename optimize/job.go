@@ -174,7 +174,7 @@ func (j *Job) validateExamples() error {
 // validateCombination refuses options that contradict each other or have no effect
 // without another one.
 func (j *Job) validateCombination() error {
-	kind, defaults := j.kind(), DefaultOptions()
+	kind, defaults := j.Kind(), DefaultOptions()
 	given := func(name string) bool { // other than by default
 		o := optionNamed(name)
 		return o.value(&j.Options) != o.value(&defaults)

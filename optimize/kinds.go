@@ -7,8 +7,8 @@ import (
 	"github.com/llsteer/llsteer/loader"
 )
 
-// kind is the steering operator that the job asks for.
-func (o *Options) kind() loader.Kind {
+// Kind is the steering operator that the job asks for.
+func (o *Options) Kind() loader.Kind {
 	switch {
 	case o.AffineRank != nil:
 		return loader.Affine
@@ -30,7 +30,7 @@ func (o *Options) clamp() float64 {
 
 // shape is how many vectors and matrix rows the operation of a steering has.
 func (o *Options) shape() (vectors, rank int) {
-	switch o.kind() {
+	switch o.Kind() {
 	case loader.Affine:
 		return 1, *o.AffineRank
 	case loader.Ablate:

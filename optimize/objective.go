@@ -225,7 +225,7 @@ func (o *objective) operations(sets [][]loader.Parameters) []ggmlsteer.Operation
 	ops := make([]ggmlsteer.Operation, len(o.layers))
 	for i := range ops {
 		for _, set := range sets {
-			op := ggmlsteer.Lower(o.job.kind(), o.job.clamp(), set[o.owner(i)])
+			op := ggmlsteer.Lower(o.job.Kind(), o.job.clamp(), set[o.owner(i)])
 			ops[i].Vectors = append(ops[i].Vectors, op.Vectors...)
 			ops[i].Left = append(ops[i].Left, op.Left...)
 			ops[i].Right = append(ops[i].Right, op.Right...)
@@ -266,7 +266,7 @@ func (o *objective) collect(sets [][]loader.Parameters, ops []ggmlsteer.Operatio
 			own := ggmlsteer.Operation{
 				Vectors: op.Vectors[k*vectors : (k+1)*vectors], Left: op.Left[k*rank : (k+1)*rank], Right: op.Right[k*rank : (k+1)*rank],
 			}
-			for r, row := range raise(o.job.kind(), o.job.clamp(), set[o.owner(i)], own) {
+			for r, row := range raise(o.job.Kind(), o.job.clamp(), set[o.owner(i)], own) {
 				axpy(1, row, gradients[k][o.owner(i)][r])
 			}
 		}

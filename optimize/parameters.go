@@ -107,8 +107,8 @@ func (j *Job) checkStart(layers []int, embd int) error {
 			return badJob(at, "a matrix is for affine steering: give affine_rank, too")
 		case len(given.Left) != rank || len(given.Right) != rank:
 			return badJob(at, "expected left and right of affine_rank %d rows, found %d and %d", rank, len(given.Left), len(given.Right))
-		case projects(j.kind()) && norm(given.Vector) == 0:
-			return badJob(at+".vector", "%s steering takes the stream's part along v, and v = 0 has no direction", j.kind())
+		case projects(j.Kind()) && norm(given.Vector) == 0:
+			return badJob(at+".vector", "%s steering takes the stream's part along v, and v = 0 has no direction", j.Kind())
 		}
 		for i, row := range rows(given) {
 			name := at + ".vector"

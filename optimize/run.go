@@ -275,7 +275,7 @@ func (d *descent) limit(params []loader.Parameters) {
 func (d *descent) result(step *Step, iters int, stop Stop) *Result {
 	r := &Result{
 		Steering: &loader.Steering{
-			Kind: d.job.kind(), Clamp: d.job.clamp(), Layers: d.layers, Shared: d.job.Shared, PromptOnly: d.job.OnlyHookPrompt,
+			Kind: d.job.Kind(), Clamp: d.job.clamp(), Layers: d.layers, Shared: d.job.Shared, PromptOnly: d.job.OnlyHookPrompt,
 		},
 		Iters: iters, Stop: stop, Loss: step.Loss, Losses: step.Losses,
 		Norms:          map[string]float64{},

@@ -28,7 +28,7 @@ const (
 // scales chooses what the job leaves to be chosen. Shared parameters have the least
 // of their layers' numbers.
 func (j *Job) scales(ctx context.Context, m model, layers []int, completions []completion) (*scales, error) {
-	kind := j.kind()
+	kind := j.Kind()
 	autoLR := j.LR == nil && kind != loader.Affine
 	autoStart := j.StartingNorm == nil && projects(kind)
 	medians := slices.Repeat([]float64{math.NaN()}, len(layers))
