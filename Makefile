@@ -51,19 +51,19 @@ objects = $(addprefix build/obj/$(1)/,$(addsuffix .o,$(2)))
 
 # compile,GROUP,EXTRA FLAGS: rules for build/obj/GROUP/SOURCE.o
 define compile
-build/obj/$(1)/csrc/%.cpp.o: csrc/%.cpp $$(SOURCES)
+build/obj/$(1)/csrc/%.cpp.o: csrc/%.cpp | $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CXX     csrc/$$*.cpp"
 	@$$(CXX) -std=c++17 $$(OWN_FLAGS) $(2) -c $$< -o $$@
-build/obj/$(1)/csrc/%.c.o: csrc/%.c $$(SOURCES)
+build/obj/$(1)/csrc/%.c.o: csrc/%.c | $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CC      csrc/$$*.c"
 	@$$(CC) -std=gnu11 $$(OWN_FLAGS) $(2) -c $$< -o $$@
-build/obj/$(1)/%.cpp.o: $(SRC)/%.cpp $$(SOURCES)
+build/obj/$(1)/%.cpp.o: $(SRC)/%.cpp | $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CXX     $$*.cpp"
 	@$$(CXX) -std=c++17 $$(THIRD_FLAGS) $(2) -c $$< -o $$@
-build/obj/$(1)/%.c.o: $(SRC)/%.c $$(SOURCES)
+build/obj/$(1)/%.c.o: $(SRC)/%.c | $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CC      $$*.c"
 	@$$(CC) -std=gnu11 $$(THIRD_FLAGS) $(2) -c $$< -o $$@
@@ -139,7 +139,7 @@ CPU_FLAGS := -fopenmp -DGGML_BACKEND_BUILD -DGGML_USE_OPENMP -DGGML_USE_LLAMAFIL
 
 define cpu_variant
 $$(eval $$(call compile,cpu-$(1),$$(CPU_FLAGS) $$(call variant_flags,$(1))))
-build/obj/cpu-$(1)/feats.o: $(SRC)/ggml/src/ggml-cpu/arch/$(ARCH_DIR)/cpu-feats.cpp $$(SOURCES)
+build/obj/cpu-$(1)/feats.o: $(SRC)/ggml/src/ggml-cpu/arch/$(ARCH_DIR)/cpu-feats.cpp | $$(SOURCES)
 	@mkdir -p $$(@D)
 	@echo "  CXX     $$(<:$(SRC)/%=%)"
 	@$$(CXX) -std=c++17 $$(THIRD_FLAGS) -DGGML_BACKEND_BUILD $$(call variant_defines,$(1)) -c $$< -o $$@

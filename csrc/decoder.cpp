@@ -77,10 +77,12 @@ steer_status steer_decoder_steer(steer_decoder * d, const steer_operation * oper
         for (int32_t i = 0; i < n; ++i) {
             layers.push_back(operations[i].layer);
         }
-        steer_check_layers(d->model, layers.data(), n);
+        // the input of a block that would follow the last one is its output
+        steer_check_layers(d->model, layers.data(), n, steer_n_layer(d->model) + 1);
 
         d->forget_steering();
         d->steer.version = steer_next_version();
+        d->steer.applied.clear();
         d->context->steer = n ? &d->steer : nullptr;
         d->n_strengths = n_strengths;
         if (n == 0) {
@@ -152,7 +154,13 @@ steer_status steer_decode(steer_decoder * d, int32_t n, const steer_token * toke
         d->strengths = nullptr;
         d->cancel    = nullptr;
         d->column.clear();
-        if (rc != 0) {
+        int32_t ignored = -1;
+        for (const auto & layer : d->steer.ops) {
+            if (rc == 0 && !d->steer.applied.count(layer.first)) {
+                ignored = layer.first;
+            }
+        }
+        if (rc != 0 || ignored >= 0) {
             for (int32_t s = 0; s < d->options.n_seq; ++s) {
                 llama_memory_seq_rm(llama_get_memory(d->context), s, d->position[s], -1);
             }
@@ -163,6 +171,9 @@ steer_status steer_decode(steer_decoder * d, int32_t n, const steer_token * toke
         if (rc != 0) {
             const std::string log = steer_take_log();
             steer_throw(STEER_FAILED, "decoding failed (llama.cpp's code %d): %s", rc, log.empty() ? "it does not say why" : log.c_str());
+        }
+        if (ignored >= 0) {
+            steer_throw(STEER_BAD_INPUT, STEER_IGNORED, llm_arch_name(d->model.model->arch), ignored);
         }
         d->position = position;
     });

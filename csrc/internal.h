@@ -56,6 +56,9 @@ template <typename F> steer_status steer_guard(char * err, size_t err_size, F f)
 // last call, the last of them last.
 std::string steer_take_log();
 
+// for an architecture and a layer
+#define STEER_IGNORED "models of architecture %s cannot be steered at layer %d: llama.cpp's graph has no such place"
+
 // A number that was never given before: see llama_adapter_steer::version.
 uint64_t steer_next_version();
 
@@ -71,8 +74,11 @@ struct steer_backend {
     void set_cancel(const int32_t * cancel);
 };
 
-// Has the model layers[0..n), ascending and each once? Throws if not.
-void steer_check_layers(const steer_model & model, const int32_t * layers, int32_t n);
+// The blocks that a text goes through: some models end with blocks for predicting ahead.
+int32_t steer_n_layer(const steer_model & model);
+
+// Are layers[0..n) among the first n_layer, ascending and each once? Throws if not.
+void steer_check_layers(const steer_model & model, const int32_t * layers, int32_t n, int32_t n_layer);
 
 // a context of the model for n_seq sequences of n_ctx tokens; exact: in float32
 llama_context * steer_context(const steer_model & model, int32_t n_ctx, int32_t n_seq, bool exact);

@@ -1,5 +1,7 @@
 #include "internal.h"
 
+#include "llama-model.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -133,14 +135,17 @@ void steer_model_info(const steer_model * m, steer_info * info) {
     }
     snprintf(info->quantization, sizeof(info->quantization), "%s", type ? type : text);
     info->n_embd      = llama_model_n_embd(m->model);
-    info->n_layer     = llama_model_n_layer(m->model);
+    info->n_layer     = steer_n_layer(*m);
     info->n_vocab     = llama_vocab_n_tokens(llama_model_get_vocab(m->model));
     info->n_ctx_train = llama_model_n_ctx_train(m->model);
     info->has_chat_template = llama_model_chat_template(m->model, nullptr) != nullptr;
 }
 
-void steer_check_layers(const steer_model & m, const int32_t * layers, int32_t n) {
-    const int32_t n_layer = llama_model_n_layer(m.model);
+int32_t steer_n_layer(const steer_model & m) {
+    return llama_model_n_layer(m.model) - m.model->hparams.nextn_predict_layers;
+}
+
+void steer_check_layers(const steer_model & m, const int32_t * layers, int32_t n, int32_t n_layer) {
     for (int32_t i = 0; i < n; ++i) {
         if (layers[i] < 0 || layers[i] >= n_layer) {
             steer_throw(STEER_BAD_INPUT, "layer %d does not exist: the model has layers 0 to %d", layers[i], n_layer - 1);

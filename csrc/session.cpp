@@ -55,6 +55,11 @@ bool has_backward(const ggml_tensor * t) {
     }
 }
 
+// An operation that has a backward pass although it computes nothing, or into its second source.
+bool is_view(const ggml_tensor * t) {
+    return t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE || t->op == GGML_OP_CPY;
+}
+
 // The nodes that a parameter reaches, in order.
 std::vector<ggml_tensor *> variable_nodes(ggml_cgraph * graph) {
     std::unordered_set<const ggml_tensor *> variable;
@@ -77,8 +82,13 @@ std::vector<ggml_tensor *> variable_nodes(ggml_cgraph * graph) {
 void check_backward(const steer_model & m, ggml_cgraph * graph) {
     std::set<std::string> missing;
     for (const ggml_tensor * t : variable_nodes(graph)) {
-        if (t->type != GGML_TYPE_I32 && !has_backward(t)) {
+        if (t->type == GGML_TYPE_I32) {
+            continue;
+        }
+        if (!has_backward(t)) {
             missing.insert(ggml_op_desc(t));
+        } else if (t->view_src && !is_view(t)) {
+            missing.insert(std::string(ggml_op_desc(t)) + " in place");
         }
     }
     if (!missing.empty()) {
@@ -116,10 +126,10 @@ void check_on_cpu(const steer_model & m) {
 // ---- the batch ---------------------------------------------------------------
 
 struct target {
-    int32_t row;      // of the logits
-    int32_t sequence; // among all
-    int32_t probs;    // index among all targets
+    int32_t row;   // of the logits
+    int32_t index; // among all targets
     steer_token token;
+    int32_t node; // of the token itself, if it is in the batch
 };
 
 // A tree of tokens: sequences that agree in tokens and strengths up to a point
@@ -150,20 +160,24 @@ struct tree {
         return nodes.size() - 1;
     }
 
-    // strengths: [n_strengths][n_tokens]. The last token predicts nothing and is left out.
-    void add(const steer_token * tokens, int32_t n_tokens, int32_t n_prompt, const float * strengths, int32_t n_strengths, int32_t sequence, int32_t probs) {
+    // strengths: [n_strengths][n_tokens]; index: of the first target among all. The last
+    // token predicts nothing and is left out unless whole.
+    void add(const steer_token * tokens, int32_t n_tokens, int32_t n_prompt, const float * strengths, int32_t n_strengths, int32_t index, bool whole) {
         const llama_seq_id id = n_sequences++;
         int32_t at = -1;
-        for (int32_t i = 0; i + 1 < n_tokens; ++i) {
+        for (int32_t i = 0; i < n_tokens - !whole; ++i) {
             std::vector<float> s(n_strengths);
             for (int32_t k = 0; k < n_strengths; ++k) {
                 s[k] = strengths[(size_t) k*n_tokens + i];
             }
             at = step(at < 0 ? roots : nodes[at].children, tokens[i], i, std::move(s));
             nodes[at].sequences.push_back(id);
-            if (i + 1 >= n_prompt) {
+            if (i >= n_prompt) {
+                targets[targets.size() - 1].node = at;
+            }
+            if (i + 1 >= n_prompt && i + 1 < n_tokens) {
                 nodes[at].output = true;
-                targets.push_back({ at, sequence, probs + i + 1 - n_prompt, tokens[i + 1] });
+                targets.push_back({ at, index + i + 1 - n_prompt, tokens[i + 1], -1 });
             }
         }
     }
@@ -172,12 +186,13 @@ struct tree {
         return std::count_if(nodes.begin(), nodes.end(), [](const node & n) { return n.output; });
     }
 
-    // logits have a row for each output, in the order of the nodes
-    void number_rows() {
+    // logits have a row for each output, in the order of the nodes; in a few
+    // architectures for each node
+    void number_rows(bool all) {
         std::vector<int32_t> row(nodes.size());
         int32_t n = 0;
         for (size_t i = 0; i < nodes.size(); ++i) {
-            row[i] = nodes[i].output ? n++ : -1;
+            row[i] = all || nodes[i].output ? n++ : -1;
         }
         for (auto & t : targets) {
             t.row = row[t.row];
@@ -280,8 +295,8 @@ struct shared_state {
 
 class graph {
 public:
-    graph(shared_state & shared, tree && t, const llama_adapter_steer & steer) : tokens(std::move(t)), shared(shared), steer(steer) {
-        tokens.number_rows();
+    // observed: the layer whose input is observed, or -1
+    graph(shared_state & shared, tree && t, const llama_adapter_steer & steer, int32_t observed) : tokens(std::move(t)), shared(shared), steer(steer) {
         ubatch = tokens.ubatch(shared.model.model->hparams.n_pos_per_embd());
         this->steer.strength = [this](int32_t k, const llama_ubatch &, uint32_t i) { return tokens.nodes[i].strengths[k]; };
 
@@ -305,6 +320,15 @@ public:
         n_forward = n_nodes = ggml_graph_n_nodes(nodes);
         logits = result->get_logits();
         logits->flags |= GGML_TENSOR_FLAG_OUTPUT;
+        const bool all_rows = ggml_nrows(logits) == (int64_t) tokens.nodes.size();
+        if (!all_rows && ggml_nrows(logits) != tokens.n_outputs()) {
+            steer_throw(STEER_BAD_INPUT, "models of architecture %s have no gradient here: logits of %lld tokens, where those of %d were wanted", llm_arch_name(shared.model.model->arch), (long long) ggml_nrows(logits), tokens.n_outputs());
+        }
+        tokens.number_rows(all_rows);
+        if (observed >= 0) {
+            stream = layer_input(observed);
+            stream->flags |= GGML_TENSOR_FLAG_OUTPUT;
+        }
     }
 
     ~graph() {
@@ -312,16 +336,19 @@ public:
     }
     graph(const graph &) = delete;
 
-    // The parameters of layers that the graph does not use: the architecture ignores them.
+    // The residual stream at the input of a layer, of all tokens, steered.
+    ggml_tensor * layer_input(int32_t layer) const {
+        const auto found = result->t_layer_inp.find(layer);
+        if (found == result->t_layer_inp.end() || found->second->ne[0] != shared.model.model->hparams.n_embd || ggml_nrows(found->second) != (int64_t) tokens.nodes.size()) {
+            steer_throw(STEER_BAD_INPUT, "models of architecture %s show no residual stream at layer %d", llm_arch_name(shared.model.model->arch), layer);
+        }
+        return found->second;
+    }
+
     void check_steered() const {
         for (const auto & layer : steer.ops) {
-            const ggml_tensor * p = layer.second.vectors ? layer.second.vectors : layer.second.left;
-            bool used = false;
-            for (int i = 0; i < n_forward && !used; ++i) {
-                used = ggml_graph_node(nodes, i) == p;
-            }
-            if (!used) {
-                steer_throw(STEER_BAD_INPUT, "models of architecture %s cannot be steered at layer %d: llama.cpp's graph has no such place", llm_arch_name(shared.model.model->arch), layer.first);
+            if (!steer.applied.count(layer.first)) {
+                steer_throw(STEER_BAD_INPUT, STEER_IGNORED, llm_arch_name(shared.model.model->arch), layer.first);
             }
         }
     }
@@ -336,22 +363,30 @@ public:
         }
     }
 
-    // Appends the backward nodes; the gradient of the logits becomes an input.
+    // Appends the backward nodes; the gradients of the logits and of the observed
+    // stream become inputs.
     void differentiate() {
         check_steered();
         check_backward(shared.model, nodes);
         logits->flags |= GGML_TENSOR_FLAG_LOSS;
+        if (stream) {
+            stream->flags |= GGML_TENSOR_FLAG_LOSS;
+        }
         nodes = ggml_graph_dup(result->get_ctx(), nodes, true);
         ggml_build_backward_expand(result->get_ctx(), nodes, nullptr);
         n_nodes = ggml_graph_n_nodes(nodes);
         d_logits = ggml_graph_get_grad_acc(nodes, logits);
         ggml_set_input(d_logits);
+        if (stream) {
+            d_stream = ggml_graph_get_grad_acc(nodes, stream);
+            ggml_set_input(d_stream);
+        }
         check_supported();
     }
 
     ggml_tensor * gradient(const ggml_tensor * param) const { return ggml_graph_get_grad(nodes, param); }
 
-    // Decides what outlives a computation: inputs, d_logits, outputs, and where a
+    // Decides what outlives a computation: inputs, outputs, their gradients, and where a
     // constant part borders on the rest. To be called once, before compute.
     void settle(const std::vector<ggml_tensor *> & outputs) {
         for (ggml_tensor * t : outputs) {
@@ -390,8 +425,10 @@ public:
                 }
             }
         }
-        if (d_logits) {
-            last(d_logits);
+        for (ggml_tensor * d : { d_logits, d_stream }) {
+            if (d) {
+                last(d);
+            }
         }
         kept = keep(shared.backend.backend, lasting);
         result->set_inputs(&ubatch);
@@ -426,7 +463,9 @@ public:
 
     tree tokens;
     ggml_tensor * logits   = nullptr; // [n_vocab, n_outputs]
+    ggml_tensor * stream   = nullptr; // observed, [n_embd, n_tokens]
     ggml_tensor * d_logits = nullptr;
+    ggml_tensor * d_stream = nullptr;
     std::unique_ptr<llm_graph_result> result;
 
 private:
@@ -543,7 +582,9 @@ static llama_adapter_steer make_params(steer_session & s) {
         if (r) {
             op.left  = param(r);
             op.right = param(r);
-            op.s_rows.assign(r, k);
+            for (int32_t i = 0; i < r; ++i) {
+                op.s_rows.push_back(k + i);
+            }
         }
     }
     s.params_buffer = ggml_backend_alloc_ctx_tensors(s.params_context, s.shared->backend.backend);
@@ -573,7 +614,10 @@ static void check_sequences(const steer_model & m, const steer_sequences & in) {
 }
 
 static std::unique_ptr<steer_session> new_session(const steer_model & m, const steer_session_options & options, const steer_sequences & in) {
-    steer_check_layers(m, options.layers, options.n_layers);
+    steer_check_layers(m, options.layers, options.n_layers, steer_n_layer(m));
+    if (options.observed_layer >= 0) {
+        steer_check_layers(m, &options.observed_layer, 1, steer_n_layer(m));
+    }
     check_sequences(m, in);
     if (options.n_vectors < 0 || options.rank < 0 || (options.n_layers > 0 && options.n_vectors + options.rank == 0)) {
         steer_throw(STEER_BAD_INPUT, "a steered layer needs vectors or a matrix, not %d and rank %d", options.n_vectors, options.rank);
@@ -589,10 +633,11 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
     s->shared = std::make_unique<shared_state>(m, *std::max_element(in.n_tokens, in.n_tokens + in.n_sequences));
     const llama_adapter_steer steer = make_params(*s);
 
-    const int32_t n_strengths = s->layers.empty() ? 0 : options.n_vectors + (options.rank > 0);
+    const bool observes = options.observed_layer >= 0;
+    const int32_t n_strengths = s->layers.empty() ? 0 : options.n_vectors + options.rank;
     const footprint bytes(m.model->hparams, n_vocab, s->layers.empty() ? m.model->hparams.n_layer : s->layers[0]);
     auto finish = [&](tree && t) {
-        auto g = std::make_unique<graph>(*s->shared, std::move(t), steer);
+        auto g = std::make_unique<graph>(*s->shared, std::move(t), steer, options.observed_layer);
         std::vector<ggml_tensor *> gradients;
         if (!s->layers.empty()) {
             g->differentiate();
@@ -608,11 +653,11 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
     const float * strengths = in.strengths;
     for (int32_t i = 0; i < in.n_sequences; ++i) {
         tree with = t;
-        with.add(tokens, in.n_tokens[i], in.n_prompt[i], strengths, n_strengths, i, s->n_targets);
+        with.add(tokens, in.n_tokens[i], in.n_prompt[i], strengths, n_strengths, s->n_targets, observes);
         if (t.n_sequences > 0 && (bytes.of(with) > GRAPH_BYTES || with.n_sequences > LLAMA_MAX_SEQ)) {
             finish(std::move(t));
             t = tree();
-            t.add(tokens, in.n_tokens[i], in.n_prompt[i], strengths, n_strengths, i, s->n_targets);
+            t.add(tokens, in.n_tokens[i], in.n_prompt[i], strengths, n_strengths, s->n_targets, observes);
         } else {
             t = std::move(with);
         }
@@ -628,7 +673,7 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
 
 steer_status steer_differentiable(const steer_model * m, const int32_t * layers, int32_t n_layers, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        steer_check_layers(*m, layers, n_layers);
+        steer_check_layers(*m, layers, n_layers, steer_n_layer(*m));
         shared_state shared(*m, 2);
         llama_adapter_steer steer;
         // the same places in the graph as a session's, of any length
@@ -643,8 +688,8 @@ steer_status steer_differentiable(const steer_model * m, const int32_t * layers,
         tree t;
         const steer_token tokens[] = { 0, 0, 0 };
         const float strengths[] = { 1, 1, 1 };
-        t.add(tokens, 3, 1, strengths, 1, 0, 0);
-        graph(shared, std::move(t), steer).differentiate();
+        t.add(tokens, 3, 1, strengths, 1, 0, false);
+        graph(shared, std::move(t), steer, -1).differentiate();
     });
 }
 
@@ -665,21 +710,32 @@ int32_t steer_session_n_tokens(const steer_session * s) {
 }
 
 // Runs a graph forward and reads its targets; the exponentials stay for backward.
-static void evaluate(steer_session & s, graph & g, steer_prob * probs) {
+// streams is null or gets the observed stream of each target.
+static void evaluate(steer_session & s, graph & g, steer_prob * probs, float * streams) {
     s.evaluated = nullptr;
     s.forward(g);
     std::vector<softmax_target> targets;
     for (const auto & t : g.tokens.targets) {
         targets.push_back({ t.row, t.token, 0, 0 });
     }
+    if (g.d_logits && ggml_nrows(g.d_logits) > g.tokens.n_outputs()) { // rows without a target
+        memset(g.d_logits->data, 0, ggml_nbytes(g.d_logits));
+    }
     s.softmax.forward((const float *) g.logits->data, g.d_logits ? (float *) g.d_logits->data : nullptr, targets.data(), targets.size());
     for (size_t i = 0; i < targets.size(); ++i) {
-        probs[g.tokens.targets[i].probs] = { targets[i].log_p, targets[i].log_1mp };
+        probs[g.tokens.targets[i].index] = { targets[i].log_p, targets[i].log_1mp };
+    }
+    if (streams && g.stream) {
+        const int64_t n_embd = g.stream->ne[0];
+        for (const auto & t : g.tokens.targets) {
+            const float * x = (const float *) g.stream->data + t.node*n_embd;
+            std::copy(x, x + n_embd, streams + t.index*n_embd);
+        }
     }
     s.evaluated = &g;
 }
 
-steer_status steer_session_forward(steer_session * s, const float * params, steer_prob * probs, const int32_t * cancel, char * err, size_t err_size) {
+steer_status steer_session_forward(steer_session * s, const float * params, steer_prob * probs, float * streams, const int32_t * cancel, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
         s->shared->backend.set_cancel(cancel);
         s->has_params = false;
@@ -688,13 +744,13 @@ steer_status steer_session_forward(steer_session * s, const float * params, stee
             params += ggml_nelements(p);
         }
         for (auto & g : s->graphs) {
-            evaluate(*s, *g, probs);
+            evaluate(*s, *g, probs, streams);
         }
         s->has_params = true;
     });
 }
 
-steer_status steer_session_backward(steer_session * s, const double * weights, float * gradient, const int32_t * cancel, char * err, size_t err_size) {
+steer_status steer_session_backward(steer_session * s, const double * weights, const float * d_streams, float * gradient, const int32_t * cancel, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
         if (s->layers.empty()) {
             steer_throw(STEER_BAD_INPUT, "a session without steered layers has no gradient");
@@ -709,14 +765,25 @@ steer_status steer_session_backward(steer_session * s, const double * weights, f
             // the last forward left the last graph evaluated: begin there
             graph & g = *s->graphs[s->graphs.size() - 1 - i];
             if (s->evaluated != &g) {
-                evaluate(*s, g, again.data());
+                evaluate(*s, g, again.data(), nullptr);
             }
             std::vector<softmax_weight> of_rows;
             for (const auto & t : g.tokens.targets) {
-                of_rows.push_back({ t.row, t.token, weights[t.probs] });
+                of_rows.push_back({ t.row, t.token, weights[t.index] });
             }
             s->evaluated = nullptr;
             s->softmax.backward((float *) g.d_logits->data, of_rows.data(), of_rows.size());
+            if (g.d_stream) {
+                // several targets share a node where completions share a prefix
+                const int64_t n_embd = g.d_stream->ne[0];
+                float * d = (float *) g.d_stream->data;
+                std::fill(d, d + ggml_nelements(g.d_stream), 0.0f);
+                for (const auto & t : g.tokens.targets) {
+                    for (int64_t j = 0; d_streams && j < n_embd; ++j) {
+                        d[t.node*n_embd + j] += d_streams[t.index*n_embd + j];
+                    }
+                }
+            }
             g.backward();
             size_t at = 0;
             for (const ggml_tensor * p : s->params) {
@@ -734,7 +801,7 @@ steer_status steer_session_backward(steer_session * s, const double * weights, f
 
 steer_status steer_activations(const steer_model * m, const steer_token * tokens, int32_t n_tokens, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        steer_check_layers(*m, layers, n_layers);
+        steer_check_layers(*m, layers, n_layers, steer_n_layer(*m));
         std::vector<steer_token> with_target(tokens, tokens + n_tokens); // the batch leaves out the last token
         with_target.push_back(0);
         const int32_t n = n_tokens + 1;
@@ -742,15 +809,11 @@ steer_status steer_activations(const steer_model * m, const steer_token * tokens
         shared_state shared(*m, n);
         shared.backend.set_cancel(cancel);
         tree t;
-        t.add(with_target.data(), n, n_tokens, nullptr, 0, 0, 0);
-        graph g(shared, std::move(t), {});
+        t.add(with_target.data(), n, n_tokens, nullptr, 0, 0, false);
+        graph g(shared, std::move(t), {}, -1);
         std::vector<ggml_tensor *> streams;
         for (int32_t i = 0; i < n_layers; ++i) {
-            const auto found = g.result->t_layer_inp.find(layers[i]);
-            if (found == g.result->t_layer_inp.end() || found->second->ne[0] != m->model->hparams.n_embd || ggml_nrows(found->second) != n_tokens) {
-                steer_throw(STEER_BAD_INPUT, "models of architecture %s show no residual stream at layer %d", llm_arch_name(m->model->arch), layers[i]);
-            }
-            streams.push_back(found->second);
+            streams.push_back(g.layer_input(layers[i]));
         }
         g.settle(streams);
         g.forward();

@@ -83,9 +83,9 @@ int32_t steer_chat(const steer_model * model, const char * system, const char * 
 // the log-probability of every completion token as a function of a steering at
 // the input of some layers:
 //
-//   x <- x + sum_k s_k v_k + s sum_j left_j (right_j . x)
+//   x <- x + sum_k s_k v_k + sum_j s_j left_j (right_j . x)
 //
-// with the strengths s_k and s given for each token of each sequence. Prefixes
+// with the strengths s_k and s_j given for each token of each sequence. Prefixes
 // that agree in tokens and strengths are computed once, and what no parameter
 // reaches is computed once for the session's life.
 
@@ -95,8 +95,9 @@ typedef struct {
     const int32_t * layers;  // ascending, from 0
     int32_t n_layers;        // 0: probabilities only, there is no gradient then
     int32_t n_vectors;       // vectors at each layer, k
-    int32_t rank;            // rows of the matrix at each layer
+    int32_t rank;            // rows of the matrices at each layer, j
     double  coldness;        // p = softmax(coldness*logits)
+    int32_t observed_layer;  // a layer whose input is observed as well, steered by the layers below it; -1: none
 } steer_session_options;
 
 typedef struct {
@@ -104,7 +105,7 @@ typedef struct {
     const int32_t     * n_tokens;  // [n_sequences]: prompt and completion
     const int32_t     * n_prompt;  // [n_sequences], at least 1 and less than n_tokens
     const steer_token * tokens;    // the sequences one after the other
-    const float       * strengths; // for each sequence [n_vectors + (rank > 0)][n_tokens], one after the other
+    const float       * strengths; // for each sequence [n_vectors + rank][n_tokens], one after the other
 } steer_sequences;
 
 typedef struct {
@@ -124,11 +125,13 @@ int32_t steer_session_n_tokens(const steer_session * session);
 
 // params: [n_layers][n_vectors + 2*rank][n_embd], at each layer the vectors, then
 // the left rows, then the right ones. probs: of every target, sequence by sequence.
-steer_status steer_session_forward(steer_session * session, const float * params, steer_prob * probs, const int32_t * cancel, char * err, size_t err_size);
+// streams: [targets][n_embd], the residual stream of every target token at the input
+// of the observed layer; NULL: not asked for.
+steer_status steer_session_forward(steer_session * session, const float * params, steer_prob * probs, float * streams, const int32_t * cancel, char * err, size_t err_size);
 
-// The gradient of sum_i weights[i]*probs[i].log_p at the last forward's params,
-// shaped as they are.
-steer_status steer_session_backward(steer_session * session, const double * weights, float * gradient, const int32_t * cancel, char * err, size_t err_size);
+// The gradient of sum_i weights[i]*probs[i].log_p + sum_i d_streams[i].streams[i] at the
+// last forward's params, shaped as they are. d_streams may be NULL: 0.
+steer_status steer_session_backward(steer_session * session, const double * weights, const float * d_streams, float * gradient, const int32_t * cancel, char * err, size_t err_size);
 
 // The unsteered residual stream at the input of layers: [n_layers][n_tokens][n_embd].
 steer_status steer_activations(const steer_model * model, const steer_token * tokens, int32_t n_tokens, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size);
@@ -159,7 +162,9 @@ steer_status steer_decoder_new(const steer_model * model, const steer_decoder_op
 void         steer_decoder_free(steer_decoder * decoder);
 
 // Replaces the steering, for all tokens decoded from now on; the arrays are
-// copied. Layers ascend and are each given once.
+// copied. Layers ascend and are each given once; the number of blocks stands for
+// the output of the last one, where only tokens with logits are steered. A layer
+// that the model's graph does not have is refused by the next decode.
 steer_status steer_decoder_steer(steer_decoder * decoder, const steer_operation * operations, int32_t n_operations, int32_t n_strengths, char * err, size_t err_size);
 
 // Forgets all tokens.

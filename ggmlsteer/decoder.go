@@ -85,7 +85,7 @@ func (d *Decoder) Steer(active ...Active) error {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
 	var ops []C.steer_operation
-	for layer := range d.model.info.Layers {
+	for layer := range d.model.info.Layers + 1 { // the last is the output of the last block
 		var vectors, left, right []float32
 		var sVectors, sRows []C.int32_t
 		for k, a := range active {
@@ -122,8 +122,8 @@ func (d *Decoder) Steer(active ...Active) error {
 	}
 	for _, a := range active {
 		for _, l := range a.Steering.Layers {
-			if l < 0 || l >= d.model.info.Layers {
-				return &loader.InputError{Message: fmt.Sprintf("the steering is for layer %d, and the model has layers 0 to %d", l, d.model.info.Layers-1)}
+			if l < 0 || l > d.model.info.Layers {
+				return &loader.InputError{Message: fmt.Sprintf("the steering is for layer %d, and the model has layers 0 to %d, and the output of the last as layer %d", l, d.model.info.Layers-1, d.model.info.Layers)}
 			}
 		}
 	}

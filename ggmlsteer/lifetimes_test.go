@@ -367,7 +367,7 @@ func TestHostileSessions(t *testing.T) {
 	m, f := openFixture(t, "gemma2")
 	good := func() (SessionOptions, []Sequence) {
 		return SessionOptions{Layers: []int{1, 2}, Vectors: 1, Rank: 1, Coldness: 1},
-			[]Sequence{{Tokens: []Token{1, 2, 3}, Prompt: 1, Vector: [][]float32{ones(3)}, Matrix: ones(3)}}
+			[]Sequence{{Tokens: []Token{1, 2, 3}, Prompt: 1, Vector: [][]float32{ones(3)}, Matrix: [][]float32{ones(3)}}}
 	}
 	for name, test := range map[string]struct {
 		spoil func(o *SessionOptions, s []Sequence)
@@ -389,9 +389,9 @@ func TestHostileSessions(t *testing.T) {
 		"no factors":             {func(_ *SessionOptions, s []Sequence) { s[0].Vector = nil }, "factors for 0 vectors"},
 		"too many vectors":       {func(_ *SessionOptions, s []Sequence) { s[0].Vector = [][]float32{ones(3), ones(3)} }, "factors for 2 vectors"},
 		"short factors":          {func(_ *SessionOptions, s []Sequence) { s[0].Vector[0] = ones(2) }, "3 tokens and 2 factors"},
-		"no factors of a matrix": {func(_ *SessionOptions, s []Sequence) { s[0].Matrix = nil }, "3 tokens and 0 factors"},
+		"no factors of a matrix": {func(_ *SessionOptions, s []Sequence) { s[0].Matrix = nil }, "and 0 rows, not 1 and 1"},
 		"beyond the training context": {func(_ *SessionOptions, s []Sequence) {
-			s[0] = Sequence{Tokens: make([]Token, 257), Prompt: 1, Vector: [][]float32{ones(257)}, Matrix: ones(257)}
+			s[0] = Sequence{Tokens: make([]Token, 257), Prompt: 1, Vector: [][]float32{ones(257)}, Matrix: [][]float32{ones(257)}}
 		}, "longer than the 256"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -440,7 +440,7 @@ func TestHostileDecoders(t *testing.T) {
 	d := newDecoder(t, m, DecoderOptions{Context: 8, Precision: F32})
 	unsteered := textLogits(t, d, []Token{1, 2, 3}, 1)
 	for what, s := range map[string]*loader.Steering{
-		"layer 4":                {Kind: loader.Add, Layers: []int{4}, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
+		"layer 5":                {Kind: loader.Add, Layers: []int{5}, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
 		"layer -1":               {Kind: loader.Add, Layers: []int{-1, 0}, Shared: true, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
 		"layer 9":                {Kind: loader.Add, Layers: []int{9, 0}, Shared: true, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
 		"the model's width, 40":  added(map[int][]float32{1: ones(f.Width - 1)}),

@@ -291,7 +291,7 @@ func (c fixtureCase) session(t testing.TB, m *Model, f *fixture) (*Session, []Op
 	}
 	sequences := make([]Sequence, len(f.Sequences))
 	for i, s := range f.Sequences {
-		sequences[i] = Sequence{Tokens: s.Tokens, Prompt: s.Prompt, Vector: c.Strengths[i].Vectors, Matrix: c.Strengths[i].Matrix}
+		sequences[i] = Sequence{Tokens: s.Tokens, Prompt: s.Prompt, Vector: c.Strengths[i].Vectors, Matrix: slices.Repeat([][]float32{c.Strengths[i].Matrix}, o.Rank)}
 	}
 	session, err := m.NewSession(o, sequences)
 	require.NoError(t, err)

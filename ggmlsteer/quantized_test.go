@@ -189,7 +189,7 @@ func TestQuantizedAsDequantized(t *testing.T) {
 			var sequences []Sequence
 			for _, n := range []int{1, 12, 21} { // more and fewer than the kernels take at a time
 				tokens := append(slices.Clone(prompt), randomTokens(random, n, vocab)...)
-				sequences = append(sequences, Sequence{Tokens: tokens, Prompt: len(prompt), Vector: [][]float32{ones(len(tokens))}, Matrix: ones(len(tokens))})
+				sequences = append(sequences, Sequence{Tokens: tokens, Prompt: len(prompt), Vector: [][]float32{ones(len(tokens))}, Matrix: [][]float32{ones(len(tokens))}})
 			}
 			var ops []Operation
 			for range 2 {

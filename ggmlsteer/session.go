@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/llsteer/llsteer/loader"
@@ -30,11 +31,8 @@ type Session struct {
 // tokens and factors once for all sequences.
 func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) {
 	rows := 0 // of factors, for each sequence
-	if len(o.Layers) > 0 {
-		rows = o.Vectors
-		if o.Rank > 0 {
-			rows++
-		}
+	if len(o.Layers) > 0 && o.Vectors >= 0 && o.Rank >= 0 { // or else the engine refuses them
+		rows = o.Vectors + o.Rank
 	}
 	s := &Session{model: m, options: o}
 	var lengths, prompts []C.int32_t
@@ -51,13 +49,10 @@ func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) 
 		if rows == 0 {
 			continue
 		}
-		factors := seq.Vector
-		if o.Rank > 0 {
-			factors = append(factors[:len(factors):len(factors)], seq.Matrix)
+		if len(seq.Vector) != o.Vectors || len(seq.Matrix) != o.Rank {
+			return nil, fmt.Errorf("sequence %d has factors for %d vectors and %d rows, not %d and %d", i, len(seq.Vector), len(seq.Matrix), o.Vectors, o.Rank)
 		}
-		if len(factors) != rows {
-			return nil, fmt.Errorf("sequence %d has factors for %d vectors, not %d", i, len(seq.Vector), o.Vectors)
-		}
+		factors := slices.Concat(seq.Vector, seq.Matrix)
 		for _, f := range factors {
 			if len(f) != n {
 				return nil, fmt.Errorf("sequence %d has %d tokens and %d factors", i, n, len(f))
@@ -81,7 +76,14 @@ func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) 
 	pin(&pinner, strengths)
 	options := C.steer_session_options{
 		layers: unsafe.SliceData(layers), n_layers: C.int32_t(len(o.Layers)),
-		n_vectors: C.int32_t(o.Vectors), rank: C.int32_t(o.Rank), coldness: C.double(o.Coldness),
+		n_vectors: C.int32_t(o.Vectors), rank: C.int32_t(o.Rank), coldness: C.double(o.Coldness), observed_layer: -1,
+	}
+	if o.Observed != nil {
+		if *o.Observed < 0 {
+			m.release()
+			return nil, &loader.InputError{Message: fmt.Sprintf("layer %d does not exist: they are counted from 0", *o.Observed)}
+		}
+		options.observed_layer = C.int32_t(*o.Observed)
 	}
 	sequences := C.steer_sequences{
 		n_sequences: C.int32_t(len(seqs)), n_tokens: unsafe.SliceData(lengths), n_prompt: unsafe.SliceData(prompts),
@@ -138,24 +140,44 @@ var errSessionClosed = errors.New("the session is closed")
 // Forward evaluates at ops, parallel to the session's layers, and returns
 // probs[i][j] of the j-th target of sequence i.
 func (s *Session) Forward(ctx context.Context, ops []Operation) ([][]Prob, error) {
+	probs, _, err := s.forward(ctx, ops, false)
+	return probs, err
+}
+
+// ForwardObserved is Forward and returns, too, streams[i][j] of the model's width: the
+// stream at the observed layer's input of the j-th target token of sequence i.
+func (s *Session) ForwardObserved(ctx context.Context, ops []Operation) (probs [][]Prob, streams [][][]float32, err error) {
+	if s.options.Observed == nil {
+		return nil, nil, errNotObserved
+	}
+	return s.forward(ctx, ops, true)
+}
+
+var errNotObserved = errors.New("the session observes no layer")
+
+func (s *Session) forward(ctx context.Context, ops []Operation, observe bool) (probs [][]Prob, streams [][][]float32, err error) {
 	if s.c == nil {
-		return nil, errSessionClosed
+		return nil, nil, errSessionClosed
 	}
 	params, err := s.flatten(ops)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	total := 0
 	for _, n := range s.targets {
 		total += n
 	}
 	flat := make([]C.steer_prob, total)
-	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
-		return C.steer_session_forward(s.c, (*C.float)(unsafe.SliceData(params)), unsafe.SliceData(flat), cancel, text, size)
-	}); err != nil {
-		return nil, err
+	var observed []float32
+	if observe {
+		observed = make([]float32, total*s.model.info.Embd)
 	}
-	probs := make([][]Prob, len(s.targets))
+	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_session_forward(s.c, (*C.float)(unsafe.SliceData(params)), unsafe.SliceData(flat), (*C.float)(unsafe.SliceData(observed)), cancel, text, size)
+	}); err != nil {
+		return nil, nil, err
+	}
+	probs = make([][]Prob, len(s.targets))
 	for i, n := range s.targets {
 		probs[i] = make([]Prob, n)
 		for j := range probs[i] {
@@ -163,12 +185,55 @@ func (s *Session) Forward(ctx context.Context, ops []Operation) ([][]Prob, error
 		}
 		flat = flat[n:]
 	}
-	return probs, nil
+	if observe {
+		streams = make([][][]float32, len(s.targets))
+		for i, n := range s.targets {
+			streams[i] = takeRows(&observed, n, s.model.info.Embd)
+		}
+	}
+	return probs, streams, nil
+}
+
+// takeRows takes n rows of a width off the front of flat.
+func takeRows(flat *[]float32, n, width int) [][]float32 {
+	rows := make([][]float32, n)
+	for i := range rows {
+		rows[i], *flat = (*flat)[:width:width], (*flat)[width:]
+	}
+	return rows
 }
 
 // Backward returns the gradient of Σ weights[i][j]·probs[i][j].Log with respect
 // to ops, at the point of the last Forward.
 func (s *Session) Backward(ctx context.Context, weights [][]float64) ([]Operation, error) {
+	return s.backward(ctx, weights, nil)
+}
+
+// BackwardObserved is Backward for Σ weights[i][j]·probs[i][j].Log +
+// Σ dStreams[i][j]·streams[i][j], the latter a product of two vectors.
+func (s *Session) BackwardObserved(ctx context.Context, weights [][]float64, dStreams [][][]float32) ([]Operation, error) {
+	if s.options.Observed == nil {
+		return nil, errNotObserved
+	}
+	var flat []float32
+	for i, rows := range dStreams {
+		for _, row := range rows {
+			if len(row) != s.model.info.Embd {
+				return nil, fmt.Errorf("the gradient of a stream has %d numbers, not %d", len(row), s.model.info.Embd)
+			}
+			flat = append(flat, row...)
+		}
+		if i >= len(s.targets) || len(rows) != s.targets[i] {
+			return nil, fmt.Errorf("gradients of the streams are not parallel to the targets")
+		}
+	}
+	if len(dStreams) != len(s.targets) {
+		return nil, fmt.Errorf("gradients of the streams for %d sequences, not %d", len(dStreams), len(s.targets))
+	}
+	return s.backward(ctx, weights, flat)
+}
+
+func (s *Session) backward(ctx context.Context, weights [][]float64, dStreams []float32) ([]Operation, error) {
 	if s.c == nil {
 		return nil, errSessionClosed
 	}
@@ -184,7 +249,7 @@ func (s *Session) Backward(ctx context.Context, weights [][]float64) ([]Operatio
 	}
 	gradient := make([]float32, s.params())
 	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
-		return C.steer_session_backward(s.c, (*C.double)(unsafe.SliceData(flat)), (*C.float)(unsafe.SliceData(gradient)), cancel, text, size)
+		return C.steer_session_backward(s.c, (*C.double)(unsafe.SliceData(flat)), (*C.float)(unsafe.SliceData(dStreams)), (*C.float)(unsafe.SliceData(gradient)), cancel, text, size)
 	}); err != nil {
 		return nil, err
 	}
@@ -221,16 +286,9 @@ func (s *Session) flatten(ops []Operation) ([]float32, error) {
 
 func (s *Session) unflatten(flat []float32) []Operation {
 	o, embd := s.options, s.model.info.Embd
-	rows := func(n int) [][]float32 {
-		r := make([][]float32, n)
-		for i := range r {
-			r[i], flat = flat[:embd:embd], flat[embd:]
-		}
-		return r
-	}
 	ops := make([]Operation, len(o.Layers))
 	for i := range ops {
-		ops[i] = Operation{Vectors: rows(o.Vectors), Left: rows(o.Rank), Right: rows(o.Rank)}
+		ops[i] = Operation{Vectors: takeRows(&flat, o.Vectors, embd), Left: takeRows(&flat, o.Rank, embd), Right: takeRows(&flat, o.Rank, embd)}
 	}
 	return ops
 }

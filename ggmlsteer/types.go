@@ -50,15 +50,14 @@ type Info struct {
 type Sequence struct {
 	Tokens []Token // prompt, then completion
 	Prompt int     // number of prompt tokens, at least 1; Tokens[Prompt:] are the targets
-	// Vector[k][i] is the factor of the k-th vector at token i (all layers alike).
-	Vector [][]float32
-	// Matrix[i] is the factor of the matrix at token i; nil where the rank is 0.
-	Matrix []float32
+	// Vector[k][i] is the factor of the k-th vector at token i (all layers alike),
+	// Matrix[j][i] that of the j-th row of the matrices.
+	Vector, Matrix [][]float32
 }
 
 // An Operation is the engine's form of every steering operator, at one layer:
 //
-//	x ← x + Σₖ sₖ·Vectors[k] + s·Leftᵀ Right x
+//	x ← x + Σₖ sₖ·Vectors[k] + Σⱼ sⱼ·Left[j] (Right[j]·x)
 //
 // with s the factors of a Sequence. Gradients have the same form.
 type Operation struct {
@@ -76,8 +75,11 @@ type Prob struct {
 type SessionOptions struct {
 	Layers   []int   // steered layers, ascending; may be empty: then there is no gradient
 	Vectors  int     // vectors per layer: 1, or more where sequences differ in theirs
-	Rank     int     // rows of the matrix; 0: none
+	Rank     int     // rows of the matrices per layer; 0: none
 	Coldness float64 // κ: p = softmax(κ·logits)
+	// Observed is a layer at whose input the residual stream of the targets is
+	// observed, too, steered by the layers below it; nil: none.
+	Observed *int
 }
 
 // Active is a steering in use.

@@ -160,12 +160,9 @@ func (s *Steering) CheckFits(arch string, embd, layers int) error {
 	if s.Embd != embd {
 		return &InputError{Message: fmt.Sprintf("the steering is for models of width %d (%s), and this model's width is %d", s.Embd, made, embd)}
 	}
-	if last := s.Layers[len(s.Layers)-1]; last >= layers {
-		err := &InputError{Message: fmt.Sprintf("the steering is for layer %d (%s), and this model has layers 0 to %d", last, made, layers-1)}
-		if last == layers {
-			err.Hint = fmt.Sprintf("in a control vector that is direction.%d, which acts behind the last block", last-1)
-		}
-		return err
+	// a control vector may have a direction for the output of the last block
+	if last := s.Layers[len(s.Layers)-1]; last > layers {
+		return &InputError{Message: fmt.Sprintf("the steering is for layer %d (%s), and this model has layers 0 to %d", last, made, layers-1)}
 	}
 	return nil
 }

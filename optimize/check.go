@@ -61,31 +61,29 @@ func Check(ctx context.Context, m *ggmlsteer.Model, job *Job, each func(layer st
 }
 
 func check(ctx context.Context, m model, job *Job, each func(string, LayerCheck)) (*Checked, error) {
-	s, err := newSetup(m, job)
+	s, err := newSetup(ctx, m, job)
 	if err != nil {
 		return nil, err
 	}
-	scales, err := s.streamNorms(ctx)
+	scales, err := streamMedians(ctx, m, s.layers, s.completions)
 	if err != nil {
 		return nil, err
 	}
 	if job.Shared {
 		scales = []float64{slices.Min(scales)}
 	}
-	objective, err := s.objective()
-	if err != nil {
+	objective := s.objective()
+	objective.noise = nil
+	if err := objective.open(objective.all); err != nil {
 		return nil, err
 	}
-	defer objective.session.Close()
+	defer objective.close()
 	gradient, seconds, err := timedGradient(ctx, objective, s.params)
 	if err != nil {
 		return nil, err
 	}
 	checked := &Checked{Layers: map[string]LayerCheck{}, SecondsPerStep: seconds}
 	for i, key := range s.keys {
-		if !above0.holds(scales[i]) {
-			return nil, fmt.Errorf("the residual stream at layer %s has a median norm of %v, which gives differences no scale", key, scales[i])
-		}
 		if l2 := dot(gradient[i], gradient[i]); l2-l2 != 0 {
 			return nil, fmt.Errorf("layer %s: the gradient is not finite", key)
 		}
@@ -108,19 +106,28 @@ func check(ctx context.Context, m model, job *Job, each func(string, LayerCheck)
 	return checked, nil
 }
 
-// timedGradient is the gradient without regularizers and the median time of an
+// timedGradient is the gradient by the vectors, without regularizers, and the median time of an
 // evaluation; the first, which warms up, is not counted.
 func timedGradient(ctx context.Context, o *objective, params []loader.Parameters) (gradient [][]float64, seconds float64, err error) {
 	const timed = 3
 	var all []float64
 	for range 1 + timed {
 		began := time.Now()
-		_, slopes, err := o.forward(ctx, params)
+		sets := [][]loader.Parameters{params}
+		losses, slopes, err := o.forward(ctx, sets)
 		if err != nil {
 			return nil, 0, err
 		}
-		if gradient, err = o.backward(ctx, params, slopes); err != nil {
+		for i, c := range o.completions {
+			scale(slopes[i], o.job.objectiveSlope(losses[i], c.target))
+		}
+		of, err := o.backward(ctx, sets, slopes)
+		if err != nil {
 			return nil, 0, err
+		}
+		gradient = nil
+		for _, rows := range of[0] {
+			gradient = append(gradient, rows[0])
 		}
 		all = append(all, time.Since(began).Seconds())
 	}
@@ -236,17 +243,16 @@ func (l *layerCheck) value(ctx context.Context, direction []float64, h float64) 
 		v[i] = float32(float64(v[i]) + h*d)
 	}
 	params[l.at].Vector = v
-	e, _, err := l.objective.forward(ctx, params)
+	losses, _, err := l.objective.forward(ctx, [][]loader.Parameters{params})
 	if err != nil {
 		return 0, err
 	}
 	sum := 0.0
-	for _, c := range l.objective.completions {
-		loss := e.losses[c.example][c.side][c.index]
+	for i, c := range l.objective.completions {
 		if l.objective.job.Satisfice {
-			loss = (loss - *c.target) * (loss - *c.target)
+			losses[i] = (losses[i] - *c.target) * (losses[i] - *c.target)
 		}
-		sum += loss
+		sum += losses[i]
 	}
 	return sum, nil
 }

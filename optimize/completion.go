@@ -2,6 +2,7 @@ package optimize
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/loader"
@@ -9,10 +10,14 @@ import (
 
 // A completion is one of the job's completions, as the engine evaluates it.
 type completion struct {
+	id                   int      // among all of the job
 	example, side, index int      // its loss is Losses[example][side][index]
 	target               *float64 // its own, or the job's; nil: none
 	name                 string   // for people
-	sequence             ggmlsteer.Sequence
+	tokens               []ggmlsteer.Token
+	prompt               int       // how many of them are the prompt's
+	mask                 []float32 // 1 at the tokens that are steered, 0 at the others
+	negative             bool      // steered with −v
 }
 
 func (c *completion) isSrc() bool { return c.side == 0 }
@@ -21,9 +26,8 @@ func (c *completion) isSrc() bool { return c.side == 0 }
 // *InputError with the example and the completion.
 func (j *Job) completions(m model) ([]completion, error) {
 	var all []completion
-	for i := range j.Examples {
-		e := &j.Examples[i]
-		at := fmt.Sprintf("examples[%d]", i)
+	for i, e := range j.examples() {
+		at := j.exampleName(i)
 		prompt, err := j.promptTokens(m, e.Prompt)
 		if err != nil {
 			return nil, err
@@ -36,24 +40,21 @@ func (j *Job) completions(m model) ([]completion, error) {
 		}
 		for side, s := range e.sides() {
 			for k, text := range s.completions {
-				c := completion{example: i, side: side, index: k, target: j.TargetLoss}
+				c := completion{id: len(all), example: i, side: side, index: k, target: j.TargetLoss, prompt: len(prompt), negative: e.Negative}
 				c.name = fmt.Sprintf("%s.%s[%d] (%q)", at, s.key, k, shorten(text))
 				if s.targets != nil {
 					c.target = &s.targets[k]
 				}
-				c.sequence.Prompt = len(prompt)
 				// together with the prompt: tokens may merge where the two meet
-				if c.sequence.Tokens, err = j.wholeTokens(m, e.Prompt, text); err != nil {
+				if c.tokens, err = j.wholeTokens(m, e.Prompt, text); err != nil {
 					return nil, err
 				}
 				if err := c.check(j, m); err != nil {
 					return nil, err
 				}
-				strengths, err := j.strengths(e, &c.sequence)
-				if err != nil {
+				if c.mask, err = j.mask(e, &c); err != nil {
 					return nil, badJob(at+".token", "%v (%s)", err, c.name)
 				}
-				c.sequence.Vector = [][]float32{strengths}
 				all = append(all, c)
 			}
 		}
@@ -76,11 +77,11 @@ func (j *Job) wholeTokens(m model, prompt, completion string) ([]ggmlsteer.Token
 }
 
 func (c *completion) check(j *Job, m model) error {
-	n := len(c.sequence.Tokens)
-	if n <= c.sequence.Prompt {
+	n := len(c.tokens)
+	if n <= c.prompt {
 		return &loader.InputError{
 			Message: c.name + ": it is left without tokens",
-			Hint:    fmt.Sprintf("prompt and completion together have %d tokens, the prompt alone %d; llsteer tokenize shows them", n, c.sequence.Prompt),
+			Hint:    fmt.Sprintf("prompt and completion together have %d tokens, the prompt alone %d; llsteer tokenize shows them", n, c.prompt),
 		}
 	}
 	limit, whose := j.Context, "the context is"
@@ -93,29 +94,56 @@ func (c *completion) check(j *Job, m model) error {
 	return nil
 }
 
-// strengths are the factors of the vector at each token of a sequence: 0 where the
-// example's mask leaves the token out, −1 in negative examples.
-func (j *Job) strengths(e *Example, s *ggmlsteer.Sequence) ([]float32, error) {
+// mask tells the tokens of a completion that are steered.
+func (j *Job) mask(e *Example, c *completion) ([]float32, error) {
 	steered := func(int) bool { return true }
 	switch {
 	case j.OnlyHookPrompt:
-		steered = func(i int) bool { return i < s.Prompt }
+		steered = func(i int) bool { return i < c.prompt }
 	case e.Token != nil:
-		mask, err := e.Token.mask(len(s.Tokens))
+		mask, err := e.Token.mask(len(c.tokens))
 		if err != nil {
 			return nil, err
 		}
 		steered = func(i int) bool { return mask[i] }
 	}
-	strength := float32(1)
-	if e.Negative {
-		strength = -1
-	}
-	factors := make([]float32, len(s.Tokens))
+	factors := make([]float32, len(c.tokens))
 	for i := range factors {
 		if steered(i) {
-			factors[i] = strength
+			factors[i] = 1
 		}
 	}
 	return factors, nil
+}
+
+// sequences are the completions for a session. With sets each has parameters of its own:
+// the operation has those of all, and a completion's factors of the others' are 0.
+func (j *Job) sequences(completions []completion, sets bool) []ggmlsteer.Sequence {
+	vectors, rank := j.shape()
+	sequences := make([]ggmlsteer.Sequence, len(completions))
+	for i, c := range completions {
+		signed := c.mask
+		if c.negative {
+			signed = make([]float32, len(c.mask))
+			for k, factor := range c.mask {
+				signed[k] = -factor
+			}
+		}
+		s := ggmlsteer.Sequence{Tokens: c.tokens, Prompt: c.prompt}
+		own, n := 0, 1
+		if sets {
+			own, n = i, len(completions)
+		}
+		for set := range n {
+			vector, row := signed, c.mask
+			if set != own {
+				vector = make([]float32, len(c.mask))
+				row = vector
+			}
+			s.Vector = append(s.Vector, slices.Repeat([][]float32{vector}, vectors)...)
+			s.Matrix = append(s.Matrix, slices.Repeat([][]float32{row}, rank)...)
+		}
+		sequences[i] = s
+	}
+	return sequences
 }

@@ -201,7 +201,7 @@ func (s *fakeSession) pass(seq ggmlsteer.Sequence) pass {
 	for l, block := range m.Blocks {
 		if at := slices.Index(s.options.Layers, l); at >= 0 {
 			for i, x := range stream {
-				axpy(float64(seq.Vector[0][i]), float64s(s.ops[at].Vectors[0]), x)
+				axpy(float64(seq.Vector[0][i]), doubles(s.ops[at].Vectors[0]), x)
 			}
 		}
 		sum := make([]float64, len(stream[0]))
@@ -259,6 +259,14 @@ func (s *fakeSession) Forward(_ context.Context, ops []ggmlsteer.Operation) ([][
 	return probs, nil
 }
 
+func (s *fakeSession) ForwardObserved(context.Context, []ggmlsteer.Operation) ([][]ggmlsteer.Prob, [][][]float32, error) {
+	panic("the fake observes no layer")
+}
+
+func (s *fakeSession) BackwardObserved(context.Context, [][]float64, [][][]float32) ([]ggmlsteer.Operation, error) {
+	panic("the fake observes no layer")
+}
+
 func (s *fakeSession) Backward(_ context.Context, weights [][]float64) ([]ggmlsteer.Operation, error) {
 	m := s.model
 	width := len(m.Head[0])
@@ -311,12 +319,6 @@ func (s *fakeSession) Backward(_ context.Context, weights [][]float64) ([]ggmlst
 	return gradients, nil
 }
 
-func axpy(a float64, x, y []float64) {
-	for i := range y {
-		y[i] += a * x[i]
-	}
-}
-
 func product(matrix [][]float64, x []float64) []float64 {
 	y := make([]float64, len(matrix))
 	for i, row := range matrix {
@@ -325,12 +327,4 @@ func product(matrix [][]float64, x []float64) []float64 {
 		}
 	}
 	return y
-}
-
-func float64s(v []float32) []float64 {
-	x := make([]float64, len(v))
-	for i := range v {
-		x[i] = float64(v[i])
-	}
-	return x
 }

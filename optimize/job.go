@@ -13,11 +13,19 @@ import (
 type Job struct {
 	Options
 	Layers   Layers
-	Shared   bool // one vector on all layers, in place of one each
+	Shared   bool // one vector, and one matrix, on all layers, in place of one each
 	Examples []Example
+	// Prompts, in place of Examples, all have the completions Src and Dst; a step takes
+	// MinibatchSize of them.
+	Prompts  []string
+	Src, Dst []string
 	Start    map[string]loader.Parameters // by layer, or "shared"; layers left out start at random
 	Chat     bool                         // prompts are a user's turn in the model's chat template
 	System   string                       // system text, with Chat
+
+	// OutputObjective, if not nil, is what the output-constrained stage makes small,
+	// whatever OutputConstrObjective says. It is no part of a job file.
+	OutputObjective OutputObjective
 
 	// Context is how many tokens a prompt and its completion may have; 0: the
 	// model's training context. It is no part of a job file.
@@ -43,6 +51,29 @@ type side struct {
 	key, targetsKey string // in a job file
 	completions     []string
 	targets         []float64 // nil, or one for each completion
+}
+
+// Minibatch says whether the job has prompts, a window of which makes a step.
+func (j *Job) Minibatch() bool { return len(j.Prompts) > 0 }
+
+// examples are the job's, or those that its prompts make.
+func (j *Job) examples() []*Example {
+	var all []*Example
+	for i := range j.Examples {
+		all = append(all, &j.Examples[i])
+	}
+	for _, prompt := range j.Prompts {
+		all = append(all, &Example{Prompt: prompt, Src: j.Src, Dst: j.Dst})
+	}
+	return all
+}
+
+// exampleName is the key of one of examples.
+func (j *Job) exampleName(i int) string {
+	if j.Minibatch() {
+		return fmt.Sprintf("prompts[%d]", i)
+	}
+	return fmt.Sprintf("examples[%d]", i)
 }
 
 // sides are in the order of Losses.
@@ -98,13 +129,28 @@ func (j *Job) Validate() error {
 	if j.Context < 0 {
 		return badJob("context", "expected a number of tokens, found %d", j.Context)
 	}
-	if len(j.Examples) == 0 {
+	if err := j.validateExamples(); err != nil {
+		return err
+	}
+	return j.validateCombination()
+}
+
+func (j *Job) validateExamples() error {
+	switch {
+	case j.Minibatch() && len(j.Examples) > 0:
+		return badJob("prompts", "a job has prompts or examples, not both")
+	case j.Minibatch() && len(j.Src)+len(j.Dst) == 0:
+		return badJob("prompts", "expected src_completions, dst_completions or both beside them, found neither")
+	case !j.Minibatch() && len(j.Src) > 0:
+		return badJob("src_completions", "beside examples they have none to follow: give prompts, or write them into an example")
+	case !j.Minibatch() && len(j.Dst) > 0:
+		return badJob("dst_completions", "beside examples they have none to follow: give prompts, or write them into an example")
+	case !j.Minibatch() && len(j.Examples) == 0:
 		return &loader.InputError{Message: "examples: the job has none", Hint: "an example is a prompt with src_completions, dst_completions or both"}
 	}
 	targets, without := 0, ""
-	for i := range j.Examples {
-		at := fmt.Sprintf("examples[%d]", i)
-		e := &j.Examples[i]
+	for i, e := range j.examples() {
+		at := j.exampleName(i)
 		if key, err := e.validate(); err != nil {
 			return badJob(strings.TrimSuffix(at+"."+key, "."), "%v", err)
 		}
@@ -125,6 +171,65 @@ func (j *Job) Validate() error {
 	return nil
 }
 
+// validateCombination refuses options that contradict each other or have no effect
+// without another one.
+func (j *Job) validateCombination() error {
+	kind, defaults := j.Kind(), DefaultOptions()
+	given := func(name string) bool { // other than by default
+		o := optionNamed(name)
+		return o.value(&j.Options) != o.value(&defaults)
+	}
+	needs := func(what, name string, names ...string) error {
+		for _, n := range names {
+			if given(n) {
+				return badJob(n, "it is for %s: give %s, too", what, name)
+			}
+		}
+		return nil
+	}
+	if j.VectorClamp != nil && j.AffineRank != nil {
+		return badJob("vector_clamp", "clamp steering has no matrix of its own, and affine_rank asks for one: give one of the two")
+	}
+	if j.AffineRank == nil {
+		if err := needs("affine steering", "affine_rank", "starting_affine_norm", "max_affine_norm"); err != nil {
+			return err
+		}
+	}
+	if projects(kind) && j.StartingNorm != nil && *j.StartingNorm == 0 {
+		return badJob("starting_norm", "%s steering takes the stream's part along v, and v = 0 has no direction: give a norm above 0", kind)
+	}
+	if j.NoiseScale == nil {
+		if err := needs("noise", "noise_scale", "noise_iters", "do_tangent_space_noise", "do_noise_abl_relu", "do_antipgd"); err != nil {
+			return err
+		}
+	}
+	tangent := j.NoiseScale != nil && j.DoTangentSpaceNoise && !j.DoAntipgd
+	switch {
+	case tangent && projects(kind):
+		return &loader.InputError{
+			Message: fmt.Sprintf("do_tangent_space_noise: the tangent is the gradient at v = 0, and %s steering has none there", kind),
+			Hint:    "do_tangent_space_noise: false, or do_antipgd",
+		}
+	case j.DoNoiseAblRelu && !tangent:
+		return badJob("do_noise_abl_relu", "it is for tangent-space noise, which is off here")
+	}
+	if !j.DoOutputConstr {
+		if err := needs("the output-constrained stage", "do_output_constr", "output_constr_lr", "max_output_constr_iters", "output_constr_objective", "melbo_layer"); err != nil {
+			return err
+		}
+	}
+	melbo := j.OutputConstrObjective == objectiveMelbo
+	switch {
+	case melbo && j.MelboLayer == nil:
+		return badJob("melbo_layer", "output_constr_objective melbo needs the layer that it looks at")
+	case !melbo && j.MelboLayer != nil:
+		return badJob("melbo_layer", "it is for output_constr_objective melbo")
+	case !j.Minibatch() && given("minibatch_size"):
+		return badJob("minibatch_size", "a minibatch is made of prompts, and this job has examples")
+	}
+	return nil
+}
+
 // recipe is the job as a job file in JSON, with every option.
 func (j *Job) recipe() (string, error) {
 	file := map[string]any{"shared": j.Shared, "chat": j.Chat, "system": j.System}
@@ -138,6 +243,9 @@ func (j *Job) recipe() (string, error) {
 		file["layer"] = j.Layers.List[0]
 	default:
 		file["layer"] = j.Layers.List
+	}
+	if j.Minibatch() {
+		file["prompts"], file["src_completions"], file["dst_completions"] = j.Prompts, append([]string{}, j.Src...), append([]string{}, j.Dst...)
 	}
 	examples := make([]map[string]any, len(j.Examples))
 	for i := range j.Examples {
@@ -153,11 +261,17 @@ func (j *Job) recipe() (string, error) {
 			examples[i]["token"] = e.Token.String()
 		}
 	}
-	file["examples"] = examples
+	if !j.Minibatch() {
+		file["examples"] = examples
+	}
 	if len(j.Start) > 0 {
 		start := map[string]any{}
 		for layer, p := range j.Start {
-			start[layer] = map[string]any{"vector": p.Vector}
+			of := map[string]any{"vector": p.Vector}
+			if len(p.Left) > 0 {
+				of["left"], of["right"] = p.Left, p.Right
+			}
+			start[layer] = of
 		}
 		file["start"] = start
 	}

@@ -33,6 +33,10 @@ func TestOptionDefaults(t *testing.T) {
 		"lr": "auto", "max_iters": "none", "coldness": "0.7", "eps": "1e-06", "starting_norm": "auto", "max_norm": "none",
 		"target_loss": "none", "do_target_loss_sum": "true", "target_loss_target_iters": "1", "satisfice": "false",
 		"normalize_token_length": "false", "do_one_minus": "true", "only_hook_prompt": "false", "regularization_weight": "0.01",
+		"vector_clamp": "none", "affine_rank": "none", "starting_affine_norm": "auto", "max_affine_norm": "2",
+		"noise_scale": "none", "noise_iters": "1", "do_tangent_space_noise": "true", "do_noise_abl_relu": "false", "do_antipgd": "false",
+		"do_output_constr": "false", "output_constr_lr": "auto", "max_output_constr_iters": "none", "output_constr_objective": "norm",
+		"melbo_layer": "none", "minibatch_size": "5", "do_relative_scale": "false",
 		"regularization_type": "l1", "sparsity_weight": "0.1", "entropy_weight": "0.01", "seed": "0",
 	}
 	for _, o := range OptionTable() {
@@ -211,7 +215,7 @@ func TestStrengths(t *testing.T) {
 			job.Examples[0].Prompt, job.Examples[0].Dst = "ab", []string{"cd"}
 			completions, err := job.completions(newFake())
 			require.NoError(t, err)
-			require.Equal(t, [][]float32{c.expected}, completions[0].sequence.Vector)
+			require.Equal(t, [][]float32{c.expected}, job.sequences(completions, false)[0].Vector)
 		})
 	}
 }

@@ -29,11 +29,14 @@ func ReadJob(name string, data []byte) (*Job, error) {
 	}
 	job := &Job{Options: DefaultOptions()}
 	keys := map[string]field{
-		"layer":    func(n *yaml.Node, key string) error { return r.layers(n, key, &job.Layers) },
-		"shared":   func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.Shared) },
-		"chat":     func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.Chat) },
-		"system":   func(n *yaml.Node, key string) error { return r.text(n, key, &job.System) },
-		"examples": func(n *yaml.Node, key string) error { return list(r, n, key, r.example, &job.Examples) },
+		"layer":           func(n *yaml.Node, key string) error { return r.layers(n, key, &job.Layers) },
+		"shared":          func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.Shared) },
+		"chat":            func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.Chat) },
+		"system":          func(n *yaml.Node, key string) error { return r.text(n, key, &job.System) },
+		"examples":        func(n *yaml.Node, key string) error { return list(r, n, key, r.example, &job.Examples) },
+		"prompts":         func(n *yaml.Node, key string) error { return list(r, n, key, r.text, &job.Prompts) },
+		"src_completions": func(n *yaml.Node, key string) error { return list(r, n, key, r.text, &job.Src) },
+		"dst_completions": func(n *yaml.Node, key string) error { return list(r, n, key, r.text, &job.Dst) },
 		"start": func(n *yaml.Node, key string) error {
 			job.Start = map[string]loader.Parameters{}
 			return r.start(n, key, job.Start)
@@ -159,14 +162,6 @@ func (r *jobReader) resolve(n *yaml.Node, key string) (*yaml.Node, error) {
 	return n, nil
 }
 
-// laterKeys are options of docs/steering.md that this release does not have.
-var laterKeys = []string{
-	"vector_clamp", "affine_rank", "starting_affine_norm", "max_affine_norm",
-	"noise_scale", "noise_iters", "do_tangent_space_noise", "do_noise_abl_relu", "do_antipgd",
-	"do_output_constr", "output_constr_lr", "max_output_constr_iters", "output_constr_objective", "melbo_layer",
-	"prompts", "src_completions", "dst_completions", "minibatch_size", "optimizer",
-}
-
 // insteadOf says what stands for options of docs/steering.md that are no keys.
 var insteadOf = map[string]string{
 	"starting_vec":        "it is given as start",
@@ -210,9 +205,6 @@ func (r *jobReader) mapping(n *yaml.Node, key string, fields map[string]field) e
 }
 
 func (r *jobReader) unknown(n *yaml.Node, path, key string, fields map[string]field) error {
-	if path == key && slices.Contains(laterKeys, key) {
-		return r.fail(n, path, "this release does not have this option")
-	}
 	if instead, ok := insteadOf[key]; ok && path == key {
 		return r.fail(n, path, "unknown key: %s", instead)
 	}
@@ -430,13 +422,11 @@ func (r *jobReader) start(n *yaml.Node, key string, into map[string]loader.Param
 }
 
 func (r *jobReader) parameters(n *yaml.Node, key string, p *loader.Parameters) error {
-	affine := func(n *yaml.Node, key string) error {
-		return r.fail(n, key, "a matrix is for affine steering, which this release does not have")
-	}
+	row := func(n *yaml.Node, key string, into *[]float32) error { return list(r, n, key, r.number32, into) }
 	if err := r.mapping(n, key, map[string]field{
-		"vector": func(n *yaml.Node, key string) error { return list(r, n, key, r.number32, &p.Vector) },
-		"left":   affine,
-		"right":  affine,
+		"vector": func(n *yaml.Node, key string) error { return row(n, key, &p.Vector) },
+		"left":   func(n *yaml.Node, key string) error { return list(r, n, key, row, &p.Left) },
+		"right":  func(n *yaml.Node, key string) error { return list(r, n, key, row, &p.Right) },
 	}); err != nil {
 		return err
 	}

@@ -38,26 +38,29 @@ func logAdd(a, b float64) float64 {
 	return a + math.Log1p(math.Exp(b-a))
 }
 
-// completionLoss is the loss ℓ of a completion, which has a target under satisfice,
-// and for each of its tokens the derivative of its part of the objective with respect to
-// log p: of ℓ, or of (ℓ − target)².
-func (o *Options) completionLoss(src bool, probs []ggmlsteer.Prob, target *float64) (loss float64, slopes []float64) {
+// completionLoss is the loss ℓ of a completion and, for each of its tokens, its
+// derivative with respect to log p.
+func (o *Options) completionLoss(src bool, probs []ggmlsteer.Prob) (loss float64, slopes []float64) {
 	slopes = make([]float64, len(probs))
 	for i, p := range probs {
 		token, slope := o.tokenLoss(src, p)
 		loss += token
 		slopes[i] = slope
 	}
-	factor := 1.0
 	if o.NormalizeTokenLength {
-		factor = 1 / float64(len(probs))
-	}
-	loss *= factor
-	if o.Satisfice {
-		factor *= 2 * (loss - *target)
-	}
-	for i := range slopes {
-		slopes[i] *= factor
+		loss /= float64(len(probs))
+		for i := range slopes {
+			slopes[i] /= float64(len(probs))
+		}
 	}
 	return loss, slopes
+}
+
+// objectiveSlope is the derivative of a completion's part of the objective with respect to
+// its loss ℓ: of ℓ, or under satisfice, where it has a target, of (ℓ − target)².
+func (o *Options) objectiveSlope(loss float64, target *float64) float64 {
+	if o.Satisfice {
+		return 2 * (loss - *target)
+	}
+	return 1
 }

@@ -14,20 +14,11 @@ import (
 // newObjective is the job's objective on the fake model, and where it starts.
 func newObjective(t *testing.T, m *fakeModel, job *Job) (*objective, []loader.Parameters) {
 	t.Helper()
-	require.NoError(t, job.Validate())
-	layers, err := job.Layers.Resolve(m.Info().Layers)
+	s, err := newSetup(context.Background(), m, job)
 	require.NoError(t, err)
-	params, err := job.startAt(layers, m.Info().Embd)
-	require.NoError(t, err)
-	completions, err := job.completions(m)
-	require.NoError(t, err)
-	var sequences []ggmlsteer.Sequence
-	for _, c := range completions {
-		sequences = append(sequences, c.sequence)
-	}
-	session, err := m.newSession(ggmlsteer.SessionOptions{Layers: layers, Vectors: 1, Coldness: job.Coldness}, sequences)
-	require.NoError(t, err)
-	return &objective{job: job, layers: layers, completions: completions, session: session}, params
+	o := s.objective()
+	t.Cleanup(func() { o.close() })
+	return o, s.params
 }
 
 const (
@@ -45,13 +36,14 @@ func TestReference(t *testing.T) {
 	for _, c := range reference.Cases {
 		t.Run(c.Name, func(t *testing.T) {
 			o, params := newObjective(t, newFake(), c.job(t))
-			for i, s := range reference.Sequences {
-				require.Equal(t, s.Tokens, o.completions[i].sequence.Tokens)
-				require.Equal(t, s.Prompt, o.completions[i].sequence.Prompt)
-				require.Equal(t, [][]float32{s.Strengths}, o.completions[i].sequence.Vector)
-			}
-			e, err := o.evaluate(context.Background(), params)
+			e, err := o.evaluate(context.Background(), params, 0)
 			require.NoError(t, err)
+			for i, s := range reference.Sequences {
+				sequence := o.session.(*fakeSession).sequences[i]
+				require.Equal(t, s.Tokens, sequence.Tokens)
+				require.Equal(t, s.Prompt, sequence.Prompt)
+				require.Equal(t, [][]float32{s.Strengths}, sequence.Vector)
+			}
 			require.InEpsilon(t, c.Loss, e.loss, lossTolerance)
 			for i, s := range o.completions {
 				near(t, c.Losses[i], e.losses[s.example][s.side][s.index], lossTolerance, s.name)
@@ -126,7 +118,7 @@ func TestGradientIsThatOfTheLoss(t *testing.T) {
 							require.True(t, math.Abs(float64(params[i].Vector[k])) > 4*step, "a kink of |x| is too near")
 						}
 					}
-					e, err := o.evaluate(context.Background(), params)
+					e, err := o.evaluate(context.Background(), params, 0)
 					require.NoError(t, err)
 					for i := range params {
 						nearVector(t, differences(t, o, params, i), e.gradient[i].Vector, differenceTolerance)
@@ -151,7 +143,7 @@ func differences(t *testing.T, o *objective, params []loader.Parameters, i int) 
 		at := func(h float64) float64 {
 			moved := clone(params)
 			moved[i].Vector[k] += float32(h)
-			e, err := o.evaluate(context.Background(), moved)
+			e, err := o.evaluate(context.Background(), moved, 0)
 			require.NoError(t, err)
 			if !o.job.Satisfice {
 				return e.loss
@@ -205,17 +197,17 @@ func TestRegularizersAtZero(t *testing.T) {
 	for _, kind := range []string{"l1", "max"} {
 		o.RegularizationType = kind
 		gradient := [][]float64{{0, 0, 0}, {0, 0, 0}}
-		total := o.regularize([][]float32{{0, 0, 0}, {0, 0, 0}}, gradient)
+		total := o.regularize([][]float64{{0, 0, 0}, {0, 0, 0}}, gradient)
 		near(t, o.EntropyWeight*math.Log(2), total, 1e-15, "two equal norms")
 		require.Equal(t, [][]float64{{0, 0, 0}, {0, 0, 0}}, gradient)
 	}
 	o = Options{RegularizationType: "l1", RegularizationWeight: 1}
 	gradient := [][]float64{{0, 0, 0}, {10, 10, 10}}
-	require.Equal(t, 7.0, o.regularize([][]float32{{2, 0, -3}, {0, 0, 2}}, gradient))
+	require.Equal(t, 7.0, o.regularize([][]float64{{2, 0, -3}, {0, 0, 2}}, gradient))
 	require.Equal(t, [][]float64{{1, 0, -1}, {10, 10, 11}}, gradient, "added to what is there")
 	o.RegularizationType = "max"
 	gradient = [][]float64{{0, 0, 0}, {0, 0, 0}}
-	require.Equal(t, 5.0, o.regularize([][]float32{{2, 0, -3}, {-2, 0, 2}}, gradient))
+	require.Equal(t, 5.0, o.regularize([][]float64{{2, 0, -3}, {-2, 0, 2}}, gradient))
 	require.Equal(t, [][]float64{{0, 0, -1}, {-0.5, 0, 0.5}}, gradient, "shared among the largest")
 }
 

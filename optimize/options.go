@@ -24,10 +24,26 @@ type Options struct {
 	NormalizeTokenLength  bool
 	DoOneMinus            bool
 	OnlyHookPrompt        bool
+	VectorClamp           *float64
+	AffineRank            *int
+	StartingAffineNorm    *float64
+	MaxAffineNorm         float64
+	NoiseScale            *float64
+	NoiseIters            int
+	DoTangentSpaceNoise   bool
+	DoNoiseAblRelu        bool
+	DoAntipgd             bool
+	DoOutputConstr        bool
+	OutputConstrLR        *float64
+	MaxOutputConstrIters  *int
+	OutputConstrObjective string // "norm" or "melbo"
+	MelboLayer            *int
+	MinibatchSize         int
 	RegularizationWeight  float64
 	RegularizationType    string // "l1" or "max"
 	SparsityWeight        float64
 	EntropyWeight         float64
+	DoRelativeScale       bool
 	Seed                  uint64
 }
 
@@ -39,6 +55,11 @@ func DefaultOptions() Options {
 		DoTargetLossSum:       true,
 		TargetLossTargetIters: 1,
 		DoOneMinus:            true,
+		MaxAffineNorm:         2,
+		NoiseIters:            1,
+		DoTangentSpaceNoise:   true,
+		OutputConstrObjective: objectiveNorm,
+		MinibatchSize:         5,
 		RegularizationWeight:  0.01,
 		RegularizationType:    "l1",
 		SparsityWeight:        0.1,
@@ -105,6 +126,36 @@ var optionTable = []Option{
 		Help: "loss of src completions is −Σ log(1 − p + ε); false: +Σ log(p + ε)"},
 	{Name: "only_hook_prompt", field: func(o *Options) any { return &o.OnlyHookPrompt },
 		Help: "steer the prompt's tokens only, whatever the examples' token says"},
+	{Name: "vector_clamp", Symbol: "c", values: anyNumber, absent: "none", field: func(o *Options) any { return &o.VectorClamp },
+		Help: "clamp steering: the stream's part along v becomes c·v; 0 ablates it"},
+	{Name: "affine_rank", Symbol: "r", values: from1, absent: "none", field: func(o *Options) any { return &o.AffineRank },
+		Help: "affine steering: a matrix LᵀR of this rank besides the vector"},
+	{Name: "starting_affine_norm", values: from0, absent: "auto", field: func(o *Options) any { return &o.StartingAffineNorm },
+		Help: "norm of each row of the random L and R; auto: 0.1 if lr is auto, or else 1"},
+	{Name: "max_affine_norm", values: above0, field: func(o *Options) any { return &o.MaxAffineNorm },
+		Help: "after each step, longer rows of L and R are scaled down to this norm"},
+	{Name: "noise_scale", values: above0, absent: "none", field: func(o *Options) any { return &o.NoiseScale },
+		Help: "each evaluation is at v plus normal noise of this standard deviation in every component"},
+	{Name: "noise_iters", values: from1, field: func(o *Options) any { return &o.NoiseIters },
+		Help: "draws of noise over which loss and gradient are averaged"},
+	{Name: "do_tangent_space_noise", field: func(o *Options) any { return &o.DoTangentSpaceNoise },
+		Help: "take out of the noise its part along the gradient at v = 0"},
+	{Name: "do_noise_abl_relu", field: func(o *Options) any { return &o.DoNoiseAblRelu },
+		Help: "take that part out only where it would lower the loss"},
+	{Name: "do_antipgd", field: func(o *Options) any { return &o.DoAntipgd },
+		Help: "noise is the difference of two draws that follow each other, without that projection"},
+	{Name: "do_output_constr", field: func(o *Options) any { return &o.DoOutputConstr },
+		Help: "then shrink the vector without letting any loss rise"},
+	{Name: "output_constr_lr", values: above0, absent: "auto", field: func(o *Options) any { return &o.OutputConstrLR },
+		Help: "Adamax's learning rate in that stage; auto: lr, or a fifth of an automatic lr"},
+	{Name: "max_output_constr_iters", values: from0, absent: "none", field: func(o *Options) any { return &o.MaxOutputConstrIters },
+		Help: "most steps of that stage"},
+	{Name: "output_constr_objective", Choices: []string{objectiveNorm, objectiveMelbo}, field: func(o *Options) any { return &o.OutputConstrObjective },
+		Help: "what that stage makes small: norm, ‖v‖₂ + ‖LᵀR‖F; melbo, minus the change of the stream at melbo_layer"},
+	{Name: "melbo_layer", values: from0, absent: "none", field: func(o *Options) any { return &o.MelboLayer },
+		Help: "layer whose input melbo looks at, above the steered ones"},
+	{Name: "minibatch_size", values: from1, field: func(o *Options) any { return &o.MinibatchSize },
+		Help: "prompts of a step, where the job has prompts in place of examples"},
 	{Name: "regularization_weight", values: from0, field: func(o *Options) any { return &o.RegularizationWeight },
 		Help: "several layers, a vector each: factor of Σ‖v‖₁, or of what regularization_type says"},
 	{Name: "regularization_type", Choices: []string{"l1", "max"}, field: func(o *Options) any { return &o.RegularizationType },
@@ -113,6 +164,8 @@ var optionTable = []Option{
 		Help: "several layers, a vector each: factor of Σ‖v‖₂, which empties whole layers"},
 	{Name: "entropy_weight", values: from0, field: func(o *Options) any { return &o.EntropyWeight },
 		Help: "several layers, a vector each: factor of H(softmax of the norms ‖v‖₂), which makes one layer win"},
+	{Name: "do_relative_scale", field: func(o *Options) any { return &o.DoRelativeScale },
+		Help: "measure each layer's vector, its lr and norms in units of 0.1 of the stream's median norm there, over √width"},
 	{Name: "seed", values: from0, field: func(o *Options) any { return &o.Seed },
 		Help: "where random draws begin"},
 }

@@ -216,7 +216,7 @@ func TestEngineCases(t *testing.T) {
 				}
 				require.Len(t, steps[0].Layers, len(c.Gradient))
 				for i, g := range c.Gradient {
-					nearVector(t, float64s(g.Vectors[0]), steps[0].Layers[i].Gradient.Vector, caseGradientTolerance)
+					nearVector(t, doubles(g.Vectors[0]), steps[0].Layers[i].Gradient.Vector, caseGradientTolerance)
 				}
 			})
 		}

@@ -11,13 +11,13 @@ import "math"
 // and adds their gradient to gradient, parallel to vectors. Where a norm has no
 // gradient it is 0: at a zero vector, and for l1 at a zero component. That of
 // max|v| is shared evenly among the components that are largest.
-func (o *Options) regularize(vectors [][]float32, gradient [][]float64) float64 {
+func (o *Options) regularize(vectors, gradient [][]float64) float64 {
 	total := 0.0
 	norms := make([]float64, len(vectors))
 	for i, v := range vectors {
 		var l1, top, ties float64
 		for _, x := range v {
-			magnitude := math.Abs(float64(x))
+			magnitude := math.Abs(x)
 			l1 += magnitude
 			if magnitude > top {
 				top, ties = magnitude, 0
@@ -26,7 +26,7 @@ func (o *Options) regularize(vectors [][]float32, gradient [][]float64) float64 
 				ties++
 			}
 		}
-		norms[i] = norm(v)
+		norms[i] = length(v)
 		total += o.SparsityWeight * norms[i]
 		term := l1
 		if o.RegularizationType == "max" {
@@ -34,13 +34,13 @@ func (o *Options) regularize(vectors [][]float32, gradient [][]float64) float64 
 		}
 		total += o.RegularizationWeight * term
 		for j, x := range v {
-			magnitude := math.Abs(float64(x))
+			magnitude := math.Abs(x)
 			switch {
 			case magnitude == 0:
 			case o.RegularizationType != "max":
-				gradient[i][j] += math.Copysign(o.RegularizationWeight, float64(x))
+				gradient[i][j] += math.Copysign(o.RegularizationWeight, x)
 			case magnitude == top:
-				gradient[i][j] += math.Copysign(o.RegularizationWeight/ties, float64(x))
+				gradient[i][j] += math.Copysign(o.RegularizationWeight/ties, x)
 			}
 		}
 	}
@@ -52,7 +52,7 @@ func (o *Options) regularize(vectors [][]float32, gradient [][]float64) float64 
 		}
 		factor := (o.SparsityWeight + o.EntropyWeight*slopes[i]) / norms[i]
 		for j, x := range v {
-			gradient[i][j] += factor * float64(x)
+			gradient[i][j] += factor * x
 		}
 	}
 	return total
@@ -75,10 +75,13 @@ func softmaxEntropy(x []float64) (entropy float64, gradient []float64) {
 }
 
 // norm is ‖v‖₂.
-func norm(v []float32) float64 {
+func norm(v []float32) float64 { return length(doubles(v)) }
+
+// length is ‖v‖₂.
+func length(v []float64) float64 {
 	square := 0.0
 	for _, x := range v {
-		square += float64(x) * float64(x)
+		square += x * x
 	}
 	return math.Sqrt(square)
 }

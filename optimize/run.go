@@ -47,48 +47,41 @@ func (e engine) newSession(o ggmlsteer.SessionOptions, seqs []ggmlsteer.Sequence
 }
 
 func run(ctx context.Context, m model, job *Job, progress func(Step)) (*Result, error) {
-	s, err := newSetup(m, job)
+	s, err := newSetup(ctx, m, job)
 	if err != nil {
 		return nil, err
 	}
-	lr, err := s.learningRates(ctx)
-	if err != nil {
-		return nil, err
-	}
-	objective, err := s.objective()
-	if err != nil {
-		return nil, err
-	}
-	defer objective.session.Close()
-	d := &descent{objective: objective, keys: s.keys, params: s.params, adam: newAdam(lr), progress: progress}
+	objective := s.objective()
+	defer objective.close()
+	d := &descent{setup: s, objective: objective, params: s.params, adam: newAdam(s.scales.lr), progress: progress}
 	result, err := d.run(ctx)
 	if err != nil {
 		return nil, err
 	}
 	result.LR = map[string]float64{}
 	for i, key := range s.keys {
-		result.LR[key] = lr[i]
+		result.LR[key] = s.scales.lr[i]
 	}
-	result.TokensPerStep = objective.session.BatchTokens()
 	info := m.Info()
 	steering := result.Steering
 	steering.Arch, steering.Embd, steering.Model = info.Arch, info.Embd, info.Name
-	steering.Recipe, err = job.asUsed(lr).recipe()
+	steering.Recipe, err = s.asUsed().recipe()
 	return result, err
 }
 
 // A setup is a job on a model, all that can be refused before the first
-// computation checked.
+// step checked.
 type setup struct {
 	model       model
 	job         *Job
 	layers      []int
-	keys        []string            // of the parameters: "10", or "shared"
-	params      []loader.Parameters // to start from, parallel to keys
+	keys        []string // of the parameters: "10", or "shared"
 	completions []completion
+	scales      *scales             // parallel to keys
+	params      []loader.Parameters // to start from, parallel to keys
 }
 
-func newSetup(m model, job *Job) (*setup, error) {
+func newSetup(ctx context.Context, m model, job *Job) (*setup, error) {
 	s := &setup{model: m, job: job}
 	err := job.Validate()
 	if err != nil {
@@ -98,76 +91,124 @@ func newSetup(m model, job *Job) (*setup, error) {
 	if s.layers, err = job.Layers.Resolve(info.Layers); err != nil {
 		return nil, err
 	}
+	if err := job.checkMelbo(s.layers, info.Layers); err != nil {
+		return nil, err
+	}
 	if err := m.Differentiable(s.layers); err != nil {
 		return nil, err
 	}
 	s.keys = job.layerKeys(s.layers)
-	if s.params, err = job.startAt(s.layers, info.Embd); err != nil {
+	if err := job.checkStart(s.layers, info.Embd); err != nil {
 		return nil, err
 	}
-	s.completions, err = job.completions(m)
+	if s.completions, err = job.completions(m); err != nil {
+		return nil, err
+	}
+	if s.scales, err = job.scales(ctx, m, s.layers, s.completions); err != nil {
+		return nil, err
+	}
+	s.params, err = job.startAt(s.layers, info.Embd, s.scales.startingNorms)
 	return s, err
 }
 
-// objective opens a session, which is the caller's to close.
-func (s *setup) objective() (*objective, error) {
-	sequences := make([]ggmlsteer.Sequence, len(s.completions))
-	for i, c := range s.completions {
-		sequences[i] = c.sequence
+// objective is the job's, to be closed by the caller.
+func (s *setup) objective() *objective {
+	o := &objective{job: s.job, model: s.model, layers: s.layers, units: s.scales.units, all: s.completions}
+	if s.job.NoiseScale != nil {
+		o.noise = &noise{job: s.job, draw: seeded(s.job.Seed)}
 	}
-	session, err := s.model.newSession(ggmlsteer.SessionOptions{Layers: s.layers, Vectors: 1, Coldness: s.job.Coldness}, sequences)
-	if err != nil {
-		return nil, err
-	}
-	return &objective{job: s.job, layers: s.layers, completions: s.completions, session: session}, nil
+	return o
 }
 
 // asUsed is the job with what it leaves to be chosen as it was chosen. Layers
-// with learning rates of their own have no number to write.
-func (j *Job) asUsed(lr []float64) *Job {
-	used := *j
-	norm := j.startingNorm()
-	used.StartingNorm = &norm
-	if len(lr) == 1 {
-		used.LR = &lr[0]
+// with numbers of their own have none to write.
+func (s *setup) asUsed() *Job {
+	used := *s.job
+	if s.job.DoRelativeScale {
+		return &used
+	}
+	if same(s.scales.lr) && used.LR == nil {
+		used.LR = &s.scales.lr[0]
+	}
+	if same(s.scales.startingNorms) {
+		used.StartingNorm = &s.scales.startingNorms[0]
+	}
+	if used.AffineRank != nil {
+		norm := s.job.startingAffineNorm()
+		used.StartingAffineNorm = &norm
 	}
 	return &used
 }
 
+func same(x []float64) bool {
+	return !slices.ContainsFunc(x, func(other float64) bool { return other != x[0] })
+}
+
 // A descent is the loop of section 4 of docs/steering.md: evaluate, look whether to stop, step.
 type descent struct {
+	*setup
 	objective *objective
-	keys      []string // of the parameters: "10", or "shared"
-	params    []loader.Parameters
+	params    []loader.Parameters // of the next evaluation
+	iter      int                 // steps before it
 	adam      *adam
 	progress  func(Step)
+	seconds   []float64 // of each step
 }
 
 func (d *descent) run(ctx context.Context) (*Result, error) {
-	stop := stopping{job: d.objective.job, completions: d.objective.completions}
+	stop := stopping{job: d.job}
 	var best, last *Step
-	var seconds []float64
 	for {
 		began := time.Now()
 		step, err := d.evaluate(ctx)
 		if err != nil {
 			if ctx.Err() != nil && best != nil {
-				return d.result(best, last.Iter, StopInterrupted, seconds), nil
+				return d.result(best, last.Iter, StopInterrupted), nil
 			}
 			return nil, err
 		}
-		seconds = append(seconds, time.Since(began).Seconds())
-		if d.progress != nil {
-			d.progress(*step)
-		}
+		d.seconds = append(d.seconds, time.Since(began).Seconds())
+		d.report(step)
 		last = step
 		if best == nil || step.Loss < best.Loss {
 			best = step
 		}
-		if reason := stop.reason(step); reason != "" {
-			return d.result(step, step.Iter, reason, seconds), nil
+		if reason := stop.reason(step, d.objective.completions); reason != "" {
+			return d.finish(ctx, step, reason)
 		}
 		d.step(step)
+	}
+}
+
+// finish is the result of a descent that ended by itself, after the output-constrained
+// stage if there is one: without a target, or once it is met.
+func (d *descent) finish(ctx context.Context, last *Step, stop Stop) (*Result, error) {
+	if !d.job.DoOutputConstr || stop != StopTarget && d.job.hasTargets() {
+		return d.result(last, last.Iter, stop), nil
+	}
+	// the tokens of a step are the first stage's
+	r := d.result(last, last.Iter, stop)
+	c := &constrained{descent: d}
+	kept, summary, err := c.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	after := d.result(kept, last.Iter, stop)
+	if ctx.Err() != nil {
+		after.Stop = StopInterrupted
+	}
+	after.SecondsPerStep, after.TokensPerStep, after.OutputConstrained = r.SecondsPerStep, r.TokensPerStep, summary
+	return after, nil
+}
+
+// hasTargets says whether any completion has a target.
+func (j *Job) hasTargets() bool {
+	return j.TargetLoss != nil || slices.ContainsFunc(j.examples(), func(e *Example) bool { return e.SrcTargets != nil || e.DstTargets != nil })
+}
+
+func (d *descent) report(step *Step) {
+	if d.progress != nil {
+		d.progress(*step)
 	}
 }
 
@@ -176,26 +217,35 @@ func (d *descent) evaluate(ctx context.Context) (*Step, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	e, err := d.objective.evaluate(ctx, d.params)
-	var diverged *notFinite
-	if errors.As(err, &diverged) {
-		remedy := "another start or an eps above 0 may help"
-		if d.adam.steps > 0 {
-			remedy = fmt.Sprintf("a smaller lr than %v, a max_norm or an eps above 0 may help", slices.Max(d.adam.lr))
-		}
-		return nil, fmt.Errorf("after %d steps %s; %s", d.adam.steps, diverged.what, remedy)
-	}
+	e, err := d.objective.evaluate(ctx, d.params, d.iter)
 	if err != nil {
-		return nil, err
+		return nil, d.explain(err)
 	}
-	step := &Step{Iter: d.adam.steps, Loss: e.loss, Losses: e.losses, Layers: make([]LayerStep, len(d.params))}
-	for i, p := range d.params {
+	return d.stepOf(d.iter, d.params, e), nil
+}
+
+// explain says when a loss or gradient was not finite, and what may help.
+func (d *descent) explain(err error) error {
+	var diverged *notFinite
+	if !errors.As(err, &diverged) {
+		return err
+	}
+	remedy := "another start or an eps above 0 may help"
+	if d.iter > 0 {
+		remedy = fmt.Sprintf("a smaller lr than %v, a max_norm or an eps above 0 may help", slices.Max(d.scales.lr))
+	}
+	return fmt.Errorf("after %d steps %s; %s", d.iter, diverged.what, remedy)
+}
+
+func (d *descent) stepOf(iter int, params []loader.Parameters, e *evaluation) *Step {
+	step := &Step{Iter: iter, Loss: e.loss, Losses: e.losses, Layers: make([]LayerStep, len(params))}
+	for i, p := range params {
 		step.Layers[i] = LayerStep{
 			Layer: d.keys[i], Params: p, Gradient: e.gradient[i],
 			Norm: norm(p.Vector), GradientNorm: norm(e.gradient[i].Vector),
 		}
 	}
-	return step, nil
+	return step
 }
 
 // step moves on from an evaluation, whose parameters stay as they are.
@@ -206,22 +256,31 @@ func (d *descent) step(from *Step) {
 		gradient[i] = l.Gradient
 	}
 	d.adam.step(d.params, gradient)
-	if most := d.objective.job.MaxNorm; most != nil {
-		for _, p := range d.params {
-			limit(p.Vector, *most)
+	d.limit(d.params)
+	d.iter++
+}
+
+// limit keeps vectors and rows within the norms that the job allows, in place.
+func (d *descent) limit(params []loader.Parameters) {
+	for i, p := range params {
+		if d.job.MaxNorm != nil {
+			limit(p.Vector, *d.job.MaxNorm*d.scales.units[i])
+		}
+		for _, row := range rows(p)[1:] {
+			limit(row, d.job.MaxAffineNorm)
 		}
 	}
 }
 
-func (d *descent) result(step *Step, iters int, stop Stop, seconds []float64) *Result {
-	job := d.objective.job
+func (d *descent) result(step *Step, iters int, stop Stop) *Result {
 	r := &Result{
 		Steering: &loader.Steering{
-			Kind: loader.Add, Layers: d.objective.layers, Shared: job.Shared, PromptOnly: job.OnlyHookPrompt,
+			Kind: d.job.Kind(), Clamp: d.job.clamp(), Layers: d.layers, Shared: d.job.Shared, PromptOnly: d.job.OnlyHookPrompt,
 		},
 		Iters: iters, Stop: stop, Loss: step.Loss, Losses: step.Losses,
 		Norms:          map[string]float64{},
-		SecondsPerStep: median(seconds),
+		SecondsPerStep: median(d.seconds),
+		TokensPerStep:  d.objective.session.BatchTokens(),
 	}
 	for _, l := range step.Layers {
 		r.Steering.Params = append(r.Steering.Params, l.Params)
@@ -232,17 +291,16 @@ func (d *descent) result(step *Step, iters int, stop Stop, seconds []float64) *R
 
 // A stopping tells when a run ends. It is asked once after each evaluation.
 type stopping struct {
-	job         *Job
-	completions []completion
-	met, still  int     // evaluations in a row that met the target, that hardly changed the loss
-	previous    float64 // loss
+	job        *Job
+	met, still int     // evaluations in a row that met the target, that hardly changed the loss
+	previous   float64 // loss
 }
 
 // reason is "" if the run goes on.
-func (s *stopping) reason(step *Step) Stop {
+func (s *stopping) reason(step *Step, completions []completion) Stop {
 	patience := s.job.TargetLossTargetIters
 	s.met++
-	if !s.meets(step) {
+	if !s.meets(step, completions) {
 		s.met = 0
 	}
 	s.still++
@@ -263,12 +321,12 @@ func (s *stopping) reason(step *Step) Stop {
 
 // meets says whether the total loss is at its target, or each completion that
 // has a target at its own.
-func (s *stopping) meets(step *Step) bool {
+func (s *stopping) meets(step *Step, completions []completion) bool {
 	if s.job.DoTargetLossSum {
 		return s.job.TargetLoss != nil && step.Loss <= *s.job.TargetLoss
 	}
 	targets := 0
-	for _, c := range s.completions {
+	for _, c := range completions {
 		if c.target == nil {
 			continue
 		}
@@ -278,65 +336,4 @@ func (s *stopping) meets(step *Step) bool {
 		}
 	}
 	return targets > 0
-}
-
-// learningRates are those of each layer's parameters: the job's, or 1 % of the
-// median norm of the unsteered residual stream at that layer, over √width (docs/steering.md,
-// section 5); the smallest one if the layers share their parameters.
-func (s *setup) learningRates(ctx context.Context) ([]float64, error) {
-	if s.job.LR != nil {
-		return slices.Repeat([]float64{*s.job.LR}, len(s.keys)), nil
-	}
-	norms, err := s.streamNorms(ctx)
-	if err != nil {
-		return nil, err
-	}
-	const share = 0.01
-	rates := make([]float64, len(s.layers))
-	for l, layer := range s.layers {
-		rates[l] = share * norms[l] / math.Sqrt(float64(s.model.Info().Embd))
-		if !above0.holds(rates[l]) {
-			return nil, &loader.InputError{
-				Message: fmt.Sprintf("lr: it cannot be chosen from the residual stream at layer %d, whose median norm is %v", layer, norms[l]),
-				Hint:    "give a number",
-			}
-		}
-	}
-	if s.job.Shared {
-		return []float64{slices.Min(rates)}, nil
-	}
-	return rates, nil
-}
-
-// streamNorms are the median norms of the unsteered residual stream, layer by
-// layer: over all tokens of all examples, those of a prompt once, without BOS.
-func (s *setup) streamNorms(ctx context.Context) ([]float64, error) {
-	texts := make([][]ggmlsteer.Token, len(s.completions))
-	for i, c := range s.completions {
-		texts[i] = c.sequence.Tokens
-	}
-	norms, err := s.model.StreamNorms(ctx, texts, s.layers)
-	if err != nil {
-		return nil, err
-	}
-	medians := make([]float64, len(s.layers))
-	for l := range s.layers {
-		var all []float64
-		for i, c := range s.completions {
-			from := 1 // without BOS, whose norm is many times that of the others
-			if i > 0 && s.completions[i-1].example == c.example {
-				from = c.sequence.Prompt // the prompt was counted
-			}
-			all = append(all, norms[l][i][from:]...)
-		}
-		medians[l] = median(all)
-	}
-	return medians, nil
-}
-
-// median is the middle value, or the mean of the two in the middle.
-func median(x []float64) float64 {
-	x = slices.Sorted(slices.Values(x))
-	n := len(x)
-	return (x[(n-1)/2] + x[n/2]) / 2
 }

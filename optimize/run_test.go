@@ -190,9 +190,9 @@ func TestStopRules(t *testing.T) {
 func TestStoppingAtEquality(t *testing.T) {
 	s := stopping{job: &Job{Options: DefaultOptions()}}
 	s.job.Eps = 0.5
-	require.Equal(t, Stop(""), s.reason(&Step{Iter: 0, Loss: 0.25})) // nothing came before
-	require.Equal(t, Stop(""), s.reason(&Step{Iter: 1, Loss: 0.75}), "a change of eps is not below it")
-	require.Equal(t, StopStalled, s.reason(&Step{Iter: 2, Loss: 0.5}))
+	require.Equal(t, Stop(""), s.reason(&Step{Iter: 0, Loss: 0.25}, nil)) // nothing came before
+	require.Equal(t, Stop(""), s.reason(&Step{Iter: 1, Loss: 0.75}, nil), "a change of eps is not below it")
+	require.Equal(t, StopStalled, s.reason(&Step{Iter: 2, Loss: 0.5}, nil))
 }
 
 // Target and stall look at the total, regularizers included.
@@ -405,7 +405,7 @@ func TestAutoLR(t *testing.T) {
 
 	m.streams = [][][]float64{{{1, 0, 0, 0}, {1, 0, 0, 0, 0}, {1, 0}}, m.streams[1]}
 	_, err = run(context.Background(), m, job, nil)
-	require.Contains(t, inputError(t, err).Message, "lr: it cannot be chosen")
+	require.Contains(t, inputError(t, err).Message, "no step size can be chosen")
 
 	job.LR = ptr(0.25)
 	m.streamsOf = nil
@@ -420,7 +420,7 @@ func TestRandomStart(t *testing.T) {
 	starts := func(seed uint64, shared bool, layers ...int) [][]float32 {
 		job := Job{Options: DefaultOptions(), Shared: shared, Layers: Layers{List: layers}}
 		job.Seed = seed
-		params, err := job.startAt(layers, 64)
+		params, err := job.startAt(layers, 64, slices.Repeat([]float64{1}, len(layers)))
 		require.NoError(t, err)
 		var vectors [][]float32
 		for _, p := range params {

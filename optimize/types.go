@@ -15,6 +15,7 @@ type Losses [][2][]float64
 // A Step is one evaluation of the objective. It is the receiver's to keep, but
 // not to change.
 type Step struct {
+	Stage  int     // 2 in the output-constrained stage, whose steps number on from 0; otherwise 0
 	Iter   int     // optimizer steps before it
 	Loss   float64 // total, with regularizers
 	Losses Losses
@@ -44,13 +45,22 @@ const (
 // A Result describes the steering that a run found; Loss, Losses and Norms are
 // those of Steering itself.
 type Result struct {
-	Steering       *loader.Steering
-	Iters          int // optimizer steps whose outcome was evaluated
-	Stop           Stop
-	Loss           float64
-	Losses         Losses
-	Norms          map[string]float64 // by layer, or "shared"
-	LR             map[string]float64 // learning rate used, by layer, or "shared"
-	SecondsPerStep float64            // median
-	TokensPerStep  int                // that the engine computes, shared prompts once
+	Steering          *loader.Steering
+	Iters             int // optimizer steps whose outcome was evaluated
+	Stop              Stop
+	Loss              float64
+	Losses            Losses
+	Norms             map[string]float64 // by layer, or "shared"
+	LR                map[string]float64 // learning rate used, by layer, or "shared"
+	OutputConstrained *OutputConstrained // nil: there was no such stage
+	SecondsPerStep    float64            // median
+	TokensPerStep     int                // that the engine computes, shared prompts once
+}
+
+// OutputConstrained tells of the output-constrained stage: what it did to the vectors'
+// norm (the sum, of several) and to the losses.
+type OutputConstrained struct {
+	Iters                     int // optimizer steps
+	NormBefore, NormAfter     float64
+	LossesBefore, LossesAfter Losses
 }

@@ -20,8 +20,8 @@ pristine() {
     mkdir -p "$1/ggml" "$1/llama"
     cp -R "$from/ml/backend/ggml/ggml/src" "$from/ml/backend/ggml/ggml/include" "$from/ml/backend/ggml/ggml/LICENSE" "$1/ggml/"
     cp -R "$from/llama/llama.cpp/src" "$from/llama/llama.cpp/include" "$from/llama/llama.cpp/LICENSE" "$1/llama/"
+    chmod -R u+w "$1" # the module cache is read-only, its folders too
     find "$1" -name '*.go' -exec rm -f {} +
-    chmod -R u+w "$1"
 }
 
 command=${1:-}
@@ -33,6 +33,7 @@ dir=$(cd "$dir" && pwd)
 case $command in
 source)
     new=$dir.new
+    [ ! -e "$new" ] || chmod -R u+w "$new" # what an interrupted run left
     rm -rf "$new"
     pristine "$new"
     for patch in "$here"/*.patch; do

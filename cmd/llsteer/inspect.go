@@ -107,13 +107,25 @@ func viewSteering(c *loader.Contents) *steeringView {
 		v.Clamp = &s.Clamp
 	}
 	for i := range s.Params {
-		layer := "shared"
-		if !s.Shared {
-			layer = strconv.Itoa(s.Layers[i])
-		}
-		v.Norms[layer] = norm(s.Params[i].Vector)
+		v.Norms[paramsKey(s, i)] = norm(s.Params[i].Vector)
 	}
 	return v
+}
+
+// paramsKey names the i-th parameters of a steering as reports do.
+func paramsKey(s *loader.Steering, i int) string {
+	if s.Shared {
+		return "shared"
+	}
+	return strconv.Itoa(s.Layers[i])
+}
+
+func norms(rows [][]float32) []float64 {
+	all := make([]float64, len(rows))
+	for i, row := range rows {
+		all[i] = norm(row)
+	}
+	return all
 }
 
 func norm(v []float32) float64 {

@@ -239,6 +239,7 @@ func (p *program) overJob(cmd *cobra.Command, f *jobFlags, job *optimize.Job) er
 		if job.Examples, err = p.example(f); err != nil {
 			return err
 		}
+		job.Prompts, job.Src, job.Dst = nil, nil, nil
 	}
 	if given("start") {
 		if err := f.readStart(job); err != nil {
@@ -287,8 +288,8 @@ func (f *jobFlags) readStart(job *optimize.Job) error {
 	if err != nil {
 		return fmt.Errorf("--start: %w", err)
 	}
-	if s.Kind != loader.Add {
-		return badInput("", "--start: %s is a steering of kind %s, and this release finds those of kind %s only", f.start, s.Kind, loader.Add)
+	if s.Kind != job.Kind() {
+		return badInput("", "--start: %s is a steering of kind %s, and this job finds one of kind %s", f.start, s.Kind, job.Kind())
 	}
 	f.startSteering = s
 	job.Start = map[string]loader.Parameters{}

@@ -46,7 +46,7 @@ func (p *program) newProgress(total *int) *progress {
 
 // step shows an evaluation of an optimization.
 func (p *progress) step(s optimize.Step) {
-	state := fmt.Sprintf("loss %.4f  %s", s.Loss, norms(s.Layers))
+	state := fmt.Sprintf("loss %.4f  %s", s.Loss, largestNorm(s.Layers))
 	p.show(s.Iter, state, fmt.Sprintf("step %d  %s", s.Iter, state))
 }
 
@@ -94,8 +94,8 @@ func (p *progress) left(done int) string {
 	return fmt.Sprintf("  %v left", left.Round(100*time.Millisecond))
 }
 
-// norms is the norm of the only vector, or the largest.
-func norms(layers []optimize.LayerStep) string {
+// largestNorm is the norm of the only vector, or the largest.
+func largestNorm(layers []optimize.LayerStep) string {
 	if len(layers) == 0 {
 		return ""
 	}

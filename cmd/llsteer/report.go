@@ -14,21 +14,38 @@ import (
 
 // A report is what optimize --json prints and --report writes.
 type report struct {
-	Iters          int                `json:"iters"`
-	Stop           optimize.Stop      `json:"stop"`
-	Loss           float64            `json:"loss"` // nats, with regularizers
-	Losses         optimize.Losses    `json:"losses"`
-	Norms          map[string]float64 `json:"norms"` // by layer, or "shared"
-	Layers         []int              `json:"layers"`
-	Kind           loader.Kind        `json:"kind"`
-	LR             *float64           `json:"lr,omitempty"` // left out where layers have rates of their own
-	LRs            map[string]float64 `json:"lrs"`
-	Seconds        float64            `json:"seconds"`
-	SecondsPerStep float64            `json:"seconds_per_step"`
-	TokensPerStep  int                `json:"tokens_per_step"`
-	PeakRSS        int64              `json:"peak_rss_bytes"`
-	Model          modelReport        `json:"model"`
-	File           string             `json:"file"`
+	Iters             int                    `json:"iters"`
+	Stop              optimize.Stop          `json:"stop"`
+	Loss              float64                `json:"loss"` // nats, with regularizers
+	Losses            optimize.Losses        `json:"losses"`
+	Norms             map[string]float64     `json:"norms"` // by layer, or "shared"
+	Layers            []int                  `json:"layers"`
+	Kind              loader.Kind            `json:"kind"`
+	LR                *float64               `json:"lr,omitempty"` // left out where layers have rates of their own
+	LRs               map[string]float64     `json:"lrs"`
+	AffineNorms       map[string]affineNorms `json:"affine_norms,omitempty"` // by layer, or "shared"
+	OutputConstrained *constrainedReport     `json:"output_constrained,omitempty"`
+	Seconds           float64                `json:"seconds"`
+	SecondsPerStep    float64                `json:"seconds_per_step"`
+	TokensPerStep     int                    `json:"tokens_per_step"`
+	PeakRSS           int64                  `json:"peak_rss_bytes"`
+	Model             modelReport            `json:"model"`
+	File              string                 `json:"file"`
+}
+
+// affineNorms are those of each row of a layer's matrices.
+type affineNorms struct {
+	Left  []float64 `json:"left"`
+	Right []float64 `json:"right"`
+}
+
+// A constrainedReport tells of the output-constrained stage.
+type constrainedReport struct {
+	Iters        int             `json:"iters"`
+	NormBefore   float64         `json:"norm_before"`
+	NormAfter    float64         `json:"norm_after"`
+	LossesBefore optimize.Losses `json:"losses_before"`
+	LossesAfter  optimize.Losses `json:"losses_after"`
 }
 
 type modelReport struct {
@@ -46,6 +63,15 @@ func newReport(r *optimize.Result, info ggmlsteer.Info, modelPath, file string, 
 		Seconds: seconds, SecondsPerStep: r.SecondsPerStep, TokensPerStep: r.TokensPerStep, PeakRSS: peakRSS(),
 		Model: modelReport{modelPath, info.Arch, info.Embd, info.Layers, info.Quantization},
 		File:  file,
+	}
+	if s := r.Steering; s.Kind == loader.Affine {
+		report.AffineNorms = map[string]affineNorms{}
+		for i, p := range s.Params {
+			report.AffineNorms[paramsKey(s, i)] = affineNorms{norms(p.Left), norms(p.Right)}
+		}
+	}
+	if c := r.OutputConstrained; c != nil {
+		report.OutputConstrained = &constrainedReport{c.Iters, c.NormBefore, c.NormAfter, c.LossesBefore, c.LossesAfter}
 	}
 	for _, lr := range r.LR {
 		if report.LR != nil && *report.LR != lr {
@@ -77,6 +103,7 @@ func peakRSS() int64 {
 
 // A traceLine is one evaluation of the objective.
 type traceLine struct {
+	Stage  int                   `json:"stage,omitempty"` // 2 in the output-constrained stage
 	Iter   int                   `json:"iter"`
 	Loss   float64               `json:"loss"`
 	Losses optimize.Losses       `json:"losses"`
@@ -100,7 +127,7 @@ type traceTensors struct {
 }
 
 func newTraceLine(s optimize.Step, tensors bool) traceLine {
-	line := traceLine{s.Iter, s.Loss, s.Losses, map[string]traceLayer{}}
+	line := traceLine{s.Stage, s.Iter, s.Loss, s.Losses, map[string]traceLayer{}}
 	for _, l := range s.Layers {
 		layer := traceLayer{Norm: l.Norm, GradientNorm: l.GradientNorm}
 		if tensors {
