@@ -303,22 +303,29 @@ func TestInterruption(t *testing.T) {
 			for i := range many {
 				many[i] = step{token: tokens[i]}
 			}
-			for attempt := 1; ; attempt++ {
-				require.LessOrEqual(t, attempt, attempts, "not interrupted")
-				d.Clear()
-				rows := nextLogits(t, d, short[:5], 0, true)
-				stopped, cancel := context.WithTimeout(ctx, 3*time.Millisecond)
-				err := d.decode(stopped, many)
-				cancel()
-				if err == nil {
-					continue
+			began := time.Now()
+			d.Clear()
+			require.NoError(t, d.decode(ctx, many))
+			whole := time.Since(began)
+			// early, and after the first 512 tokens, which llama.cpp has put away then
+			for _, part := range []float64{0.05, 0.8} {
+				for attempt := 1; ; attempt++ {
+					require.LessOrEqual(t, attempt, attempts, "not interrupted")
+					d.Clear()
+					rows := nextLogits(t, d, short[:5], 0, true)
+					stopped, cancel := context.WithTimeout(ctx, time.Duration(part*float64(whole)))
+					err := d.decode(stopped, many)
+					cancel()
+					if err == nil {
+						continue
+					}
+					require.ErrorIs(t, err, context.DeadlineExceeded)
+					rows = append(rows, nextLogits(t, d, short[5:], 0, false)...)
+					for i := range rows {
+						nearEach(t, expected[i], rows[i], tolerance, "logits %d", i)
+					}
+					break
 				}
-				require.ErrorIs(t, err, context.DeadlineExceeded)
-				rows = append(rows, nextLogits(t, d, short[5:], 0, false)...)
-				for i := range rows {
-					nearEach(t, expected[i], rows[i], tolerance, "logits %d", i)
-				}
-				break
 			}
 		})
 	}
