@@ -323,6 +323,62 @@ func TestSessionSequencesSideBySide(t *testing.T) {
 	})
 }
 
+// More sequences than one graph takes, 256: the session computes two, one after the
+// other, and gives what three smaller sessions give; again, too, in any order of calls.
+func TestSessionOfSeveralGraphs(t *testing.T) {
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		const count, share = 300, 100
+		random := rand.New(rand.NewPCG(16, 16))
+		ops := []Operation{{Vectors: [][]float32{randomVector(random, f.Width, 2)}}}
+		other := []Operation{{Vectors: [][]float32{randomVector(random, f.Width, 2)}}}
+		var sequences []Sequence
+		var weights [][]float64
+		for i := range count {
+			tokens := randomTokens(random, 2+i%4, f.Vocabulary)
+			sequences = append(sequences, Sequence{Tokens: tokens, Prompt: 1, Vector: [][]float32{ones(len(tokens))}})
+			weights = append(weights, slices.Repeat([]float64{random.NormFloat64()}, len(tokens)-1))
+		}
+		newSession := func(sequences []Sequence) *Session {
+			s, err := m.NewSession(SessionOptions{Layers: []int{1}, Vectors: 1, Coldness: 1}, sequences)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, s.Close()) })
+			return s
+		}
+		forward := func(s *Session, ops []Operation) [][]Prob {
+			probs, err := s.Forward(context.Background(), ops)
+			require.NoError(t, err)
+			return probs
+		}
+		backward := func(s *Session, weights [][]float64) []Operation {
+			gradient, err := s.Backward(context.Background(), weights)
+			require.NoError(t, err)
+			return gradient
+		}
+		together := newSession(sequences)
+		probs := forward(together, ops)
+		gradient := backward(together, weights)
+		require.Equal(t, gradient, backward(together, weights), "the gradient again")
+		forward(together, other)
+		require.Equal(t, probs, forward(together, ops), "back at the point")
+		forward(together, other)
+		forward(together, ops)
+		require.Equal(t, gradient, backward(together, weights), "back at the point")
+
+		sum := each(gradient, gradient, func(a, _ []float32) []float32 { return make([]float32, len(a)) })
+		for from := 0; from < count; from += share {
+			part := newSession(sequences[from : from+share])
+			for i, expected := range forward(part, ops) {
+				require.Len(t, probs[from+i], len(expected))
+				for j := range expected {
+					near(t, expected[j].Log, probs[from+i][j].Log, logProbTolerance, "sequence %d, target %d", from+i, j)
+				}
+			}
+			sum = moved(sum, backward(part, weights[from:from+share]), 1)
+		}
+		nearVector(t, slices.Concat(rowsOf(sum)...), slices.Concat(rowsOf(gradient)...), gradientTolerance, "gradient")
+	})
+}
+
 // With PromptOnly what is generated is not steered itself, though it attends to a prompt that is.
 func TestPromptOnly(t *testing.T) {
 	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
