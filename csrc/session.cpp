@@ -104,13 +104,13 @@ void check_backward(const steer_model & m, ggml_cgraph * graph) {
 // graph cannot even be built without their memory.
 void check_architecture(const steer_model & m, llama_context * context) {
     const char * kind =
-        llama_model_is_recurrent(m.model) ? "recurrent" :
-        llama_model_is_hybrid(m.model)    ? "partly recurrent" :
-        llama_model_is_diffusion(m.model) ? "diffusion" :
-        llama_model_has_encoder(m.model)  ? "encoder" :
-        !llama_get_memory(context)        ? "embedding" : nullptr;
+        llama_model_is_recurrent(m.model) ? "a recurrent" :
+        llama_model_is_hybrid(m.model)    ? "a partly recurrent" :
+        llama_model_is_diffusion(m.model) ? "a diffusion" :
+        llama_model_has_encoder(m.model)  ? "an encoder" :
+        !llama_get_memory(context)        ? "an embedding" : nullptr;
     if (kind) {
-        steer_throw(STEER_BAD_INPUT, "models of architecture %s have no gradient here: it is a %s architecture, and only causal transformers are differentiated", llm_arch_name(m.model->arch), kind);
+        steer_throw(STEER_BAD_INPUT, "models of architecture %s have no gradient here: it is %s architecture, and only causal transformers are differentiated", llm_arch_name(m.model->arch), kind);
     }
 }
 
@@ -674,6 +674,9 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
 steer_status steer_differentiable(const steer_model * m, const int32_t * layers, int32_t n_layers, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
         steer_check_layers(*m, layers, n_layers, steer_n_layer(*m));
+        if (n_layers < 1) {
+            steer_throw(STEER_BAD_INPUT, "a gradient is with respect to a steering at some layer, and none is given");
+        }
         shared_state shared(*m, 2);
         llama_adapter_steer steer;
         // the same places in the graph as a session's, of any length

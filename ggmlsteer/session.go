@@ -30,7 +30,7 @@ type Session struct {
 // on the steering is computed once for the session, prefixes that agree in
 // tokens and factors once for all sequences.
 func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) {
-	rows := 0 // of factors, for each sequence
+	rows := 0                                               // of factors, for each sequence
 	if len(o.Layers) > 0 && o.Vectors >= 0 && o.Rank >= 0 { // or else the engine refuses them
 		rows = o.Vectors + o.Rank
 	}
