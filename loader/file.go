@@ -25,11 +25,9 @@ const (
 	keyModelEmbd     = "llsteer.model.embedding_length"
 	keyModelName     = "llsteer.model.name"
 	keyRecipe        = "llsteer.recipe"
+	keyOrigin        = "llsteer.origin"
 	tensorPrefix     = "steering."
 	sharedParameters = "shared" // stands for the layer in a tensor's name
-
-	controlVectorArch = "controlvector"
-	directionPrefix   = "direction."
 )
 
 // Write writes a steering file, as WriteFile does. The same steering always
@@ -60,7 +58,7 @@ func (s *Steering) gguf() (kv []KV, tensors []TensorData) {
 	if s.Kind == Clamp {
 		kv = append(kv, KV{keyClamp, s.Clamp})
 	}
-	for _, e := range []struct{ key, value string }{{keyModelArch, s.Arch}, {keyModelName, s.Model}, {keyRecipe, s.Recipe}} {
+	for _, e := range []struct{ key, value string }{{keyModelArch, s.Arch}, {keyModelName, s.Model}, {keyRecipe, s.Recipe}, {keyOrigin, s.Origin}} {
 		if e.value != "" {
 			kv = append(kv, KV{e.key, e.value})
 		}
@@ -86,9 +84,8 @@ func (s *Steering) parametersName(i int) string {
 	return strconv.Itoa(s.Layers[i])
 }
 
-// Read reads a steering file or a llama.cpp control vector. The latter gives
-// an Add steering: its direction.N acts at the output of block N, which is the
-// input of layer N+1; Arch is its model_hint, "" if it has none.
+// Read reads a steering file or a llama.cpp control vector, as
+// ReadControlVector does with AsLlamaCpp.
 func Read(path string) (s *Steering, err error) {
 	err = openGGUF(path, func(g *ggufFile) error {
 		s, err = g.steering()
@@ -107,7 +104,7 @@ func (g *ggufFile) steering() (*Steering, error) {
 	case arch == steeringArch:
 		return g.steeringFile()
 	case g.isControlVector():
-		return g.controlVector()
+		return g.controlVector(AsLlamaCpp)
 	case arch == "":
 		return nil, inputError(g.path, "this is neither a steering nor a control vector: it has no %s", keyArch)
 	default:
@@ -142,11 +139,7 @@ func (g *ggufFile) steeringFile() (*Steering, error) {
 	if s.Kind == Clamp {
 		read(g, keyClamp, &s.Clamp, &err)
 	}
-	for key, text := range map[string]*string{keyModelArch: &s.Arch, keyModelName: &s.Model, keyRecipe: &s.Recipe} {
-		if g.get(key) != nil {
-			read(g, key, text, &err)
-		}
-	}
+	g.readTexts(map[string]*string{keyModelArch: &s.Arch, keyModelName: &s.Model, keyRecipe: &s.Recipe, keyOrigin: &s.Origin}, &err)
 	if err != nil {
 		return nil, err
 	}
@@ -164,6 +157,15 @@ func (g *ggufFile) steeringFile() (*Steering, error) {
 		return nil, inputError(g.path, "this steering cannot be used: %v", err)
 	}
 	return s, nil
+}
+
+// readTexts reads texts that may be missing.
+func (g *ggufFile) readTexts(texts map[string]*string, err *error) {
+	for key, text := range texts {
+		if g.get(key) != nil {
+			read(g, key, text, err)
+		}
+	}
 }
 
 // parameters reads the tensors of a steering file into s.Params.
@@ -209,67 +211,6 @@ func (g *ggufFile) parameters(s *Steering) error {
 		return inputError(g.path, "tensor %q is none of this steering's: its kind is %s and its layers are %v", name, s.Kind, s.Layers)
 	}
 	return nil
-}
-
-func (g *ggufFile) isControlVector() bool {
-	if arch := g.get(keyArch); arch != nil {
-		return arch == controlVectorArch
-	}
-	// llama.cpp itself looks at the tensors only
-	return len(g.tensors) > 0 && !slices.ContainsFunc(g.tensors, func(t Tensor) bool { return !strings.HasPrefix(t.Name, directionPrefix) })
-}
-
-// transformersArch are the GGUF architectures of models that the transformers
-// library knows by another name; repeng writes its names into model_hint.
-var transformersArch = map[string]string{
-	"cohere": "command-r", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "mistral": "llama",
-	"mixtral": "llama", "phi": "phi2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
-}
-
-func (g *ggufFile) controlVector() (*Steering, error) {
-	if len(g.tensors) == 0 {
-		return nil, inputError(g.path, "this control vector holds no direction")
-	}
-	s := &Steering{Kind: Add}
-	hint, _, err := lookup[string](g, "controlvector.model_hint")
-	if err != nil {
-		return nil, err
-	}
-	s.Arch = hint
-	if arch, ok := transformersArch[hint]; ok {
-		s.Arch = arch
-	}
-	directions := make(map[int]Tensor)
-	for _, t := range g.tensors {
-		number, isDirection := strings.CutPrefix(t.Name, directionPrefix)
-		n, err := strconv.Atoi(number)
-		length := t.Shape[0]
-		switch {
-		case !isDirection || err != nil || strconv.Itoa(n) != number:
-			return nil, inputError(g.path, "tensor %q does not belong in a control vector, expected direction.1, direction.2 and so on", t.Name)
-		case n < 1 || n >= math.MaxInt32:
-			return nil, inputError(g.path, "tensor %q does not belong in a control vector: directions count from 1", t.Name)
-		case t.Type != F32 || t.Bytes != 4*length:
-			return nil, inputError(g.path, "tensor %q is %v of shape %v, expected one row of F32", t.Name, t.Type, t.Shape)
-		case s.Embd != 0 && length != int64(s.Embd):
-			return nil, inputError(g.path, "tensor %q has %d numbers, and %q has %d", t.Name, length, g.tensors[0].Name, s.Embd)
-		}
-		s.Embd = int(length)
-		s.Layers = append(s.Layers, n+1) // the output of block n is the input of the next
-		directions[n+1] = t
-	}
-	slices.Sort(s.Layers)
-	for _, l := range s.Layers {
-		vector, err := g.floats(directions[l])
-		if err != nil {
-			return nil, err
-		}
-		s.Params = append(s.Params, Parameters{Vector: vector})
-	}
-	if err := s.Validate(); err != nil {
-		return nil, inputError(g.path, "this control vector cannot be used: %v", err)
-	}
-	return s, nil
 }
 
 // ParseActive splits FILE:STRENGTH at the last colon if a finite number

@@ -255,7 +255,7 @@ func TestControlVectorsAreRead(t *testing.T) {
 	}
 	require.Equal(t, expected, read())
 	require.Equal(t, expected, read(set("controlvector.layer_count", int32(3))))
-	require.Equal(t, expected, read(set("general.alignment", uint32(64)), set("llsteer.recipe", "{}")))
+	require.Equal(t, expected, read(set("general.alignment", uint32(64)), set("controlvector.method", "pca")))
 	expected.Arch = ""
 	require.Equal(t, expected, read(drop("controlvector.model_hint"), drop("controlvector.layer_count")))
 	require.Equal(t, expected, read(drop("controlvector.model_hint"), drop("general.architecture")), "llama.cpp looks at the tensors only")

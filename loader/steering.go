@@ -51,6 +51,7 @@ type Steering struct {
 	Embd   int    // that model's width
 	Model  string // that model's name or file name, for people
 	Recipe string // the job that made it, as JSON; "" if left out
+	Origin string // the files that it was made of, for people; "" where a job made it
 }
 
 // At returns the parameters of Layers[i].
