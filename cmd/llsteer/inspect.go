@@ -95,13 +95,14 @@ type steeringView struct {
 	Embd          int                `json:"n_embd"`
 	Model         string             `json:"model,omitempty"`
 	Recipe        json.RawMessage    `json:"recipe,omitempty"`
+	Origin        string             `json:"origin,omitempty"`
 }
 
 func viewSteering(c *loader.Contents) *steeringView {
 	s := c.Steering
 	v := &steeringView{
 		ControlVector: c.ControlVector, Kind: s.Kind, Rank: s.Rank(), Layers: s.Layers, Shared: s.Shared, PromptOnly: s.PromptOnly,
-		Norms: map[string]float64{}, Arch: s.Arch, Embd: s.Embd, Model: s.Model, Recipe: json.RawMessage(s.Recipe),
+		Norms: map[string]float64{}, Arch: s.Arch, Embd: s.Embd, Model: s.Model, Recipe: json.RawMessage(s.Recipe), Origin: s.Origin,
 	}
 	if s.Kind == loader.Clamp {
 		v.Clamp = &s.Clamp
@@ -184,6 +185,7 @@ func (i inspection) table() string {
 			row(fmt.Sprintf("norm at %d", l), fmt.Sprintf("%.4f", s.Norms[strconv.Itoa(l)]))
 		}
 	}
+	row("made of", s.Origin)
 	row("recipe", string(s.Recipe))
 	return b.String()
 }
