@@ -27,7 +27,7 @@ struct steer_decoder {
     const int32_t * cancel = nullptr;
 
     steer_decoder(const steer_model & m, const steer_decoder_options & options) :
-        model(m), options(options), context(steer_context(m, options.n_ctx, options.n_seq, options.exact)), position(options.n_seq) {
+        model(m), options(options), context(steer_context(m, options.n_ctx, options.n_seq, options.exact, options.n_cells)), position(options.n_seq) {
         context->set_exact(options.exact);
         llama_set_abort_callback(context, [](void * self) {
             const int32_t * cancel = ((const steer_decoder *) self)->cancel;
@@ -59,6 +59,9 @@ steer_status steer_decoder_new(const steer_model * m, const steer_decoder_option
     return steer_guard(err, err_size, [&] {
         if (options->n_ctx < 1 || options->n_seq < 1 || options->n_seq > (int32_t) llama_max_parallel_sequences()) {
             steer_throw(STEER_BAD_INPUT, "a decoder has at least one sequence of one token and at most %zu sequences, not %d of %d", llama_max_parallel_sequences(), options->n_seq, options->n_ctx);
+        }
+        if (options->n_cells < 0 || options->n_cells > (int64_t) options->n_ctx*options->n_seq) {
+            steer_throw(STEER_BAD_INPUT, "%d sequences of %d tokens have no use for a cache of %d", options->n_seq, options->n_ctx, options->n_cells);
         }
         if (!llama_model_has_decoder(m->model) || llama_model_has_encoder(m->model)) {
             steer_throw(STEER_BAD_INPUT, "models of architecture %s do not continue text", llm_arch_name(m->model->arch));
@@ -119,6 +122,17 @@ steer_status steer_decoder_steer(steer_decoder * d, const steer_operation * oper
 void steer_decoder_clear(steer_decoder * d) {
     llama_memory_clear(llama_get_memory(d->context), false);
     d->position.assign(d->position.size(), 0);
+}
+
+void steer_decoder_copy(steer_decoder * d, int32_t from, int32_t to) {
+    if (from == to) {
+        return;
+    }
+    // one cache for all sequences: a copy is a second owner of the same cells
+    llama_memory_t memory = llama_get_memory(d->context);
+    llama_memory_seq_rm(memory, to, -1, -1);
+    llama_memory_seq_cp(memory, from, to, -1, -1);
+    d->position[to] = d->position[from];
 }
 
 steer_status steer_decode(steer_decoder * d, int32_t n, const steer_token * tokens, const int32_t * seq, const int8_t * want_logits, const float * strengths, const int32_t * cancel, char * err, size_t err_size) {

@@ -80,5 +80,6 @@ int32_t steer_n_layer(const steer_model & model);
 // Are layers[0..n) among the first n_layer, ascending and each once? Throws if not.
 void steer_check_layers(const steer_model & model, const int32_t * layers, int32_t n, int32_t n_layer);
 
-// a context of the model for n_seq sequences of n_ctx tokens; exact: in float32
-llama_context * steer_context(const steer_model & model, int32_t n_ctx, int32_t n_seq, bool exact);
+// a context of the model for n_seq sequences of n_ctx tokens; exact: in float32; n_cells:
+// of the cache that all share, 0: enough for sequences that have nothing in common
+llama_context * steer_context(const steer_model & model, int32_t n_ctx, int32_t n_seq, bool exact, int32_t n_cells = 0);

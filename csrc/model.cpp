@@ -156,12 +156,12 @@ void steer_check_layers(const steer_model & m, const int32_t * layers, int32_t n
     }
 }
 
-llama_context * steer_context(const steer_model & m, int32_t n_ctx, int32_t n_seq, bool exact) {
+llama_context * steer_context(const steer_model & m, int32_t n_ctx, int32_t n_seq, bool exact, int32_t n_cells) {
     if (exact && m.repacked) {
         steer_throw(STEER_BAD_INPUT, "this model was opened with its weights repacked for decoding, and they cannot be used exactly");
     }
     llama_context_params params = llama_context_default_params();
-    params.n_ctx      = (uint32_t) n_ctx*n_seq;
+    params.n_ctx      = n_cells ? n_cells : (uint32_t) n_ctx*n_seq;
     params.n_seq_max  = n_seq;
     params.n_batch    = params.n_ctx;
     params.n_ubatch   = std::min<uint32_t>(params.n_ctx, 512);
@@ -176,7 +176,7 @@ llama_context * steer_context(const steer_model & m, int32_t n_ctx, int32_t n_se
     llama_context * context = llama_init_from_model(m.model, params);
     if (!context) {
         const std::string log = steer_take_log();
-        steer_throw(STEER_FAILED, "a context of %d tokens cannot be made: %s", n_ctx*n_seq, log.empty() ? "llama.cpp does not say why" : log.c_str());
+        steer_throw(STEER_FAILED, "a context of %u tokens cannot be made: %s", params.n_ctx, log.empty() ? "llama.cpp does not say why" : log.c_str());
     }
     return context;
 }

@@ -144,6 +144,7 @@ typedef struct {
     int32_t n_ctx; // tokens of each sequence
     int32_t n_seq; // sequences side by side
     int32_t exact; // weights exactly dequantized and float32 everywhere, the KV cache included
+    int32_t n_cells; // of the KV cache: tokens that sequences share by steer_decoder_copy take one together; 0: n_ctx*n_seq
 } steer_decoder_options;
 
 // The steering operation at one layer; its strengths are given to every decode.
@@ -169,6 +170,9 @@ steer_status steer_decoder_steer(steer_decoder * decoder, const steer_operation 
 
 // Forgets all tokens.
 void steer_decoder_clear(steer_decoder * decoder);
+
+// Makes sequence `to` what sequence `from` is; nothing is computed.
+void steer_decoder_copy(steer_decoder * decoder, int32_t from, int32_t to);
 
 // Decodes tokens: token i continues sequence seq[i], at the sequence's next
 // position. strengths: [n_strengths][n].

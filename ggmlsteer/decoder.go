@@ -39,7 +39,7 @@ func (m *Model) NewDecoder(o DecoderOptions) (*Decoder, error) {
 	if err := m.acquire(); err != nil {
 		return nil, err
 	}
-	options := C.steer_decoder_options{n_ctx: C.int32_t(o.Context), n_seq: C.int32_t(o.Sequences)}
+	options := C.steer_decoder_options{n_ctx: C.int32_t(o.Context), n_seq: C.int32_t(o.Sequences), n_cells: C.int32_t(o.cells)}
 	if o.Precision == F32 {
 		options.exact = 1
 	}
@@ -391,7 +391,7 @@ func (d *Decoder) next(w *writing) (Token, error) {
 			best = i
 		}
 		if z != z {
-			return 0, errors.New("a logit is not a number: the steering is too strong, or the model is damaged")
+			return 0, errNotANumber
 		}
 	}
 	return Token(best), nil

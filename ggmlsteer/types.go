@@ -93,6 +93,24 @@ type DecoderOptions struct {
 	Context   int // tokens of each sequence; at most the model's training context
 	Sequences int // prompts that are generated side by side
 	Precision Precision
+	cells     int // of the cache, where sequences share tokens; 0: as many as Sequences of Context tokens take
+}
+
+// SearchOptions say what Model.Search looks for.
+type SearchOptions struct {
+	Beams    int     // at least 1
+	Further  int     // tokens of each completion after its first
+	Coldness float64 // κ: p = softmax(κ·logits)
+	Total    bool    // score by the product of all tokens' probabilities, not by the last one's
+	Reverse  bool    // the least likely
+	// Contrast is a second prompt, whose probabilities are subtracted; nil: none.
+	Contrast []Token
+}
+
+// A Completion is one that Model.Search found.
+type Completion struct {
+	Tokens []Token   // one that ended its generation has the end token as its last
+	Probs  []float64 // of each token, or the difference of two prompts
 }
 
 // GenerateOptions say how Decoder.Generate continues.
