@@ -93,7 +93,7 @@ func TestRecipeOnGemma3(t *testing.T) {
 	file, err := os.Stat(path)
 	require.NoError(t, err)
 	out := filepath.Join(t.TempDir(), "spanish.gguf")
-	for _, lr := range []string{"1.5", "auto"} {
+	for _, lr := range []string{"auto", "1.5"} { // the latter's vector is used below
 		t.Run("lr "+lr, func(t *testing.T) {
 			r := llsteer[report](t, "optimize", "-m", path, "recipe.yaml", "-o", out, "--lr", lr)
 			t.Logf("%+v", r)
@@ -126,24 +126,35 @@ func TestRecipeOnGemma3(t *testing.T) {
 }
 
 // A vector on SmolLM2 135M Instruct, in its chat template: it likes the sea
-// rather than the mountains, and says so of a question that the job does not hold.
+// better than the mountains, also where another question is asked.
 func TestChatOnSmolLM2(t *testing.T) {
+	const (
+		question  = "Where do you want to spend your holidays?"
+		sea       = "At the sea, on a beach."
+		mountains = "In the mountains, on a hiking trail."
+	)
 	path := model(t, "smollm2-135m.gguf")
 	out := filepath.Join(t.TempDir(), "sea.gguf")
-	r := llsteer[report](t, "optimize", "-m", path, "--chat", "--layer", "12", "--target-loss", "3", "--max-iters", "60", "-o", out,
-		"--prompt", "Where do you want to spend your holidays?",
-		"--src", "I want to spend them in the mountains.", "--dst", "I want to spend them at the sea, on a beach.")
+	r := llsteer[report](t, "optimize", "-m", path, "--chat", "--layer", "10", "--target-loss", "3", "--max-iters", "60", "-o", out,
+		"--prompt", question, "--src", mountains, "--dst", sea)
 	t.Logf("%+v", r)
 	require.Equal(t, "target_loss", r.Stop)
 	require.LessOrEqual(t, r.Loss, 3.0)
 
-	logprob := func(completion, steering string) float64 {
-		return llsteer[struct{ Logprob float64 }](t, "logprob", "-m", path, "--chat", "-s", steering,
-			"-p", "Where do you want to spend your holidays?", "-c", completion).Logprob
+	logprob := func(completion, strength string) float64 {
+		return llsteer[struct{ Logprob float64 }](t, "logprob", "-m", path, "--chat", "-s", out+":"+strength, "-p", question, "-c", completion).Logprob
 	}
-	const sea, mountains = "I want to spend them at the sea, on a beach.", "I want to spend them in the mountains."
-	require.Greater(t, logprob(sea, out+":1"), logprob(sea, out+":0")+10, "nats")
-	require.Less(t, logprob(mountains, out+":1"), logprob(mountains, out+":0"))
+	require.Greater(t, logprob(sea, "1"), logprob(sea, "0")+10, "nats")
+	require.Less(t, logprob(mountains, "1"), logprob(mountains, "0"))
+
+	said := func(strength string) string {
+		answer := llsteer[struct{ Results []struct{ Text string } }](t, "generate", "-m", path, "--chat", "-s", out+":"+strength, "-n", "25",
+			"-p", "What is the best place for a weekend?")
+		t.Logf("at strength %s: %q", strength, answer.Results[0].Text)
+		return answer.Results[0].Text
+	}
+	require.Contains(t, said("0.7"), "beach")
+	require.NotContains(t, said("0"), "beach")
 }
 
 // Gradients agree with central differences on these weights, in all their
@@ -169,8 +180,11 @@ func TestGradients(t *testing.T) {
 func TestStepTime(t *testing.T) {
 	const most = 5
 	for _, name := range []string{"gemma3-270m.gguf", "smollm2-135m.gguf"} {
-		out, err := exec.Command("go", "run", "../../bench/step", "-m", model(t, name), "-layer", "0", "recipe.yaml").Output()
-		require.NoError(t, err)
+		cmd := exec.Command("go", "run", "../../bench/step", "-m", model(t, name), "-layer", "0", "recipe.yaml")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		require.NoError(t, err, stderr.String())
 		t.Logf("%s", out)
 		var r struct{ Ratio float64 }
 		require.NoError(t, json.Unmarshal(out, &r))
