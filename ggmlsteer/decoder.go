@@ -208,10 +208,7 @@ func (d *Decoder) Logits(ctx context.Context, tokens []Token, prompt int) ([][]f
 // Logprobs returns the probability of each of tokens[prompt:], in float32
 // precision, steered.
 func (m *Model) Logprobs(ctx context.Context, tokens []Token, prompt int, coldness float64, active ...Active) ([]Prob, error) {
-	if prompt < 1 || prompt >= len(tokens) {
-		return nil, &loader.InputError{Message: fmt.Sprintf("of %d tokens %d are the prompt: both prompt and completion need at least one", len(tokens), prompt)}
-	}
-	d, err := m.NewDecoder(DecoderOptions{Context: len(tokens), Precision: F32})
+	d, err := m.NewDecoder(DecoderOptions{Context: max(1, len(tokens)), Precision: F32})
 	if err != nil {
 		return nil, err
 	}
@@ -219,13 +216,33 @@ func (m *Model) Logprobs(ctx context.Context, tokens []Token, prompt int, coldne
 	if err := d.Steer(active...); err != nil {
 		return nil, err
 	}
-	rows, err := d.Logits(ctx, tokens[:len(tokens)-1], prompt)
-	if err != nil {
+	return d.Logprobs(ctx, tokens, prompt, coldness)
+}
+
+// Logprobs returns the probability of each of tokens[prompt:], steered as the decoder is.
+func (d *Decoder) Logprobs(ctx context.Context, tokens []Token, prompt int, coldness float64) ([]Prob, error) {
+	if prompt < 1 || prompt >= len(tokens) {
+		return nil, &loader.InputError{Message: fmt.Sprintf("of %d tokens %d are the prompt: both prompt and completion need at least one", len(tokens), prompt)}
+	}
+	if err := d.fits([][]Token{tokens}); err != nil {
+		return nil, err
+	}
+	defer runtime.KeepAlive(d) // its logits are read after the last call
+	d.Clear()
+	steps := make([]step, len(tokens)-1)
+	for i := range steps {
+		steps[i] = step{token: tokens[i], prompt: i < prompt, getLogits: i >= prompt-1}
+	}
+	if err := d.decode(ctx, steps); err != nil {
 		return nil, err
 	}
 	probs := make([]Prob, 0, len(tokens)-prompt)
-	for i, t := range tokens[prompt:] {
-		probs = append(probs, probOf(rows[prompt-1+i], t, coldness))
+	for i := prompt; i < len(tokens); i++ {
+		row, err := d.logits(i - 1)
+		if err != nil {
+			return nil, err
+		}
+		probs = append(probs, probOf(row, tokens[i], coldness))
 	}
 	return probs, nil
 }

@@ -52,6 +52,7 @@ func TestScripts(t *testing.T) {
 			"same":      same,
 			"less":      less,
 			"recipe":    recipe,
+			"npy":       npyIs,
 		},
 	})
 }
@@ -343,4 +344,38 @@ func less(ts *testscript.TestScript, neg bool, args []string) {
 	if !isX || !isY || !(x < y) {
 		ts.Fatalf("%s %s is %v, %s %s is %v", args[0], args[1], a, args[2], args[3], b)
 	}
+}
+
+// npy FILE SIZE...: the file is numpy's, version 1.0, of float32 in row order and these
+// dimensions. Its last rows are left in FILE.json, one after the other.
+func npyIs(ts *testscript.TestScript, neg bool, args []string) {
+	data := []byte(ts.ReadFile(args[0]))
+	const magic = "\x93NUMPY\x01\x00"
+	if !strings.HasPrefix(string(data), magic) || len(data) < 10 {
+		ts.Fatalf("%s begins with %q", args[0], data[:min(len(data), 10)])
+	}
+	size := int(binary.LittleEndian.Uint16(data[8:]))
+	if (10+size)%64 != 0 || len(data) < 10+size {
+		ts.Fatalf("%s has a header of %d bytes", args[0], size)
+	}
+	header, rest := string(data[10:10+size]), data[10+size:]
+	m := regexp.MustCompile(`^\{'descr': '<f4', 'fortran_order': False, 'shape': \(([0-9, ]+)\), \} *\n$`).FindStringSubmatch(header)
+	if m == nil || m[1] != strings.Join(args[1:], ", ") {
+		ts.Fatalf("%s has the header %q, and not the shape %v", args[0], header, args[1:])
+	}
+	elements := 1
+	for _, arg := range args[1:] {
+		n, err := strconv.Atoi(arg)
+		ts.Check(err)
+		elements *= n
+	}
+	values := make([]float32, elements)
+	if n, err := binary.Decode(rest, binary.LittleEndian, values); err != nil || n != len(rest) {
+		ts.Fatalf("%s has %d bytes of numbers, not %d: %v", args[0], len(rest), 4*elements, err)
+	}
+	width, err := strconv.Atoi(args[len(args)-1])
+	ts.Check(err)
+	text, err := json.Marshal(slices.Collect(slices.Chunk(values, width)))
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".json"), text, 0o666))
 }

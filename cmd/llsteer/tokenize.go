@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -37,15 +38,7 @@ counts; position 0 is the model's own first token, where it adds one.`,
 					return err
 				}
 			}
-			type token struct {
-				Position int    `json:"position"`
-				ID       int32  `json:"id"`
-				Text     string `json:"text"`
-			}
-			tokens := make([]token, len(ids))
-			for i, id := range ids {
-				tokens[i] = token{i, id, m.Text(ids[i:i+1], true)}
-			}
+			tokens := tokensOf(m, ids)
 			if p.json {
 				return p.printJSON(map[string][]token{"tokens": tokens})
 			}
@@ -61,4 +54,19 @@ counts; position 0 is the model's own first token, where it adds one.`,
 	})
 	model.add(cmd)
 	return cmd
+}
+
+// A token is one of a text in the JSON result.
+type token struct {
+	Position int    `json:"position"`
+	ID       int32  `json:"id"`
+	Text     string `json:"text"`
+}
+
+func tokensOf(m *ggmlsteer.Model, ids []ggmlsteer.Token) []token {
+	tokens := make([]token, len(ids))
+	for i, id := range ids {
+		tokens[i] = token{i, id, m.Text(ids[i:i+1], true)}
+	}
+	return tokens
 }
