@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <vector>
@@ -54,6 +55,13 @@ static void load_backends(const char * folder) {
     static std::once_flag once;
     std::call_once(once, [&] {
         llama_log_set(keep_errors, nullptr);
+        // Threads that wait for each other spin for some 50 microseconds, which covers
+        // most waits, and then sleep: by default they spin for milliseconds, and where
+        // another program has one of the cores a step took four times as long. Read
+        // when the backend, with its OpenMP, is loaded below.
+        if (!getenv("OMP_WAIT_POLICY")) {
+            setenv("GOMP_SPINCOUNT", "1000", 0);
+        }
         std::string path = folder ? folder : "";
         Dl_info self;
         if (path.empty() && dladdr((const void *) load_backends, &self)) {
