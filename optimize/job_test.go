@@ -36,7 +36,7 @@ func TestOptionDefaults(t *testing.T) {
 		"vector_clamp": "none", "affine_rank": "none", "starting_affine_norm": "auto", "max_affine_norm": "2",
 		"noise_scale": "none", "noise_iters": "1", "do_tangent_space_noise": "true", "do_noise_abl_relu": "false", "do_antipgd": "false",
 		"do_output_constr": "false", "output_constr_lr": "auto", "max_output_constr_iters": "none", "output_constr_objective": "norm",
-		"melbo_layer": "none", "minibatch_size": "5", "do_relative_scale": "false",
+		"melbo_layer": "none", "minibatch_size": "5", "do_relative_scale": "false", "optimizer": "adam",
 		"regularization_type": "l1", "sparsity_weight": "0.1", "entropy_weight": "0.01", "seed": "0",
 	}
 	for _, o := range OptionTable() {

@@ -44,6 +44,7 @@ type Options struct {
 	SparsityWeight        float64
 	EntropyWeight         float64
 	DoRelativeScale       bool
+	Optimizer             string // "adam" or "lbfgs"
 	Seed                  uint64
 }
 
@@ -60,6 +61,7 @@ func DefaultOptions() Options {
 		DoTangentSpaceNoise:   true,
 		OutputConstrObjective: objectiveNorm,
 		MinibatchSize:         5,
+		Optimizer:             optimizerAdam,
 		RegularizationWeight:  0.01,
 		RegularizationType:    "l1",
 		SparsityWeight:        0.1,
@@ -101,7 +103,7 @@ func (i *interval) holds(x float64) bool { // false for NaN
 
 var optionTable = []Option{
 	{Name: "lr", values: above0, absent: "auto", field: func(o *Options) any { return &o.LR },
-		Help: "Adam's learning rate; auto: 1 % of the residual stream's median norm, over √width"},
+		Help: "Adam's learning rate, and lbfgs's unit of length; auto: 1 % of the residual stream's median norm, over √width"},
 	{Name: "max_iters", values: from0, absent: "none", field: func(o *Options) any { return &o.MaxIters },
 		Help: "most optimizer steps; 0 evaluates the start"},
 	{Name: "target_loss", Symbol: "target", values: anyNumber, absent: "none", field: func(o *Options) any { return &o.TargetLoss },
@@ -166,6 +168,8 @@ var optionTable = []Option{
 		Help: "several layers, a vector each: factor of H(softmax of the norms ‖v‖₂), which makes one layer win"},
 	{Name: "do_relative_scale", field: func(o *Options) any { return &o.DoRelativeScale },
 		Help: "measure each layer's vector, its lr and norms in units of 0.1 of the stream's median norm there, over √width"},
+	{Name: "optimizer", Choices: []string{optimizerAdam, optimizerLBFGS}, field: func(o *Options) any { return &o.Optimizer },
+		Help: "lbfgs takes fewer steps to a shorter vector; it needs losses without noise or minibatches"},
 	{Name: "seed", values: from0, field: func(o *Options) any { return &o.Seed },
 		Help: "where random draws begin"},
 }

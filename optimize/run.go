@@ -53,7 +53,7 @@ func run(ctx context.Context, m model, job *Job, progress func(Step)) (*Result, 
 	}
 	objective := s.objective()
 	defer objective.close()
-	d := &descent{setup: s, objective: objective, params: s.params, adam: newAdam(s.scales.lr), progress: progress}
+	d := &descent{setup: s, objective: objective, params: s.params, optimizer: job.newOptimizer(s.scales.lr), progress: progress}
 	result, err := d.run(ctx)
 	if err != nil {
 		return nil, err
@@ -150,7 +150,7 @@ type descent struct {
 	objective *objective
 	params    []loader.Parameters // of the next evaluation
 	iter      int                 // steps before it
-	adam      *adam
+	optimizer optimizer
 	progress  func(Step)
 	seconds   []float64 // of each step
 }
@@ -168,6 +168,12 @@ func (d *descent) run(ctx context.Context) (*Result, error) {
 			return nil, err
 		}
 		d.seconds = append(d.seconds, time.Since(began).Seconds())
+		if !d.optimizer.accepts(d.params, step.gradient(), step.Loss) {
+			d.params = clone(d.params)
+			d.optimizer.retreat(d.params)
+			d.limit(d.params)
+			continue
+		}
 		d.report(step)
 		last = step
 		if best == nil || step.Loss < best.Loss {
@@ -176,7 +182,7 @@ func (d *descent) run(ctx context.Context) (*Result, error) {
 		if reason := stop.reason(step, d.objective.completions); reason != "" {
 			return d.finish(ctx, step, reason)
 		}
-		d.step(step)
+		d.step()
 	}
 }
 
@@ -248,14 +254,19 @@ func (d *descent) stepOf(iter int, params []loader.Parameters, e *evaluation) *S
 	return step
 }
 
-// step moves on from an evaluation, whose parameters stay as they are.
-func (d *descent) step(from *Step) {
-	d.params = clone(d.params)
-	gradient := make([]loader.Parameters, len(from.Layers))
-	for i, l := range from.Layers {
-		gradient[i] = l.Gradient
+// gradient is that of every layer.
+func (s *Step) gradient() []loader.Parameters {
+	all := make([]loader.Parameters, len(s.Layers))
+	for i, l := range s.Layers {
+		all[i] = l.Gradient
 	}
-	d.adam.step(d.params, gradient)
+	return all
+}
+
+// step moves on from the last evaluation, whose parameters stay as they are.
+func (d *descent) step() {
+	d.params = clone(d.params)
+	d.optimizer.step(d.params)
 	d.limit(d.params)
 	d.iter++
 }

@@ -21,12 +21,17 @@ func inputError(t *testing.T, err error) *loader.InputError {
 	return input
 }
 
+func stepAdam(a *adam, params, gradient []loader.Parameters) {
+	a.accepts(params, gradient, 0)
+	a.step(params)
+}
+
 // With β 0 and ε 0 every step is lr times the gradient's sign.
 func TestAdamTakesWholeSteps(t *testing.T) {
 	a := &adam{lr: []float64{1, 2}}
 	params := []loader.Parameters{{Vector: []float32{5, -3}}, {Vector: []float32{0, 1}, Left: [][]float32{{7}}, Right: [][]float32{{-7}}}}
 	for _, signs := range [][]float32{{1, -1}, {1, -1}, {-1, 1}} {
-		a.step(params, []loader.Parameters{
+		stepAdam(a, params, []loader.Parameters{
 			{Vector: []float32{1e-3 * signs[0], 40 * signs[1]}},
 			{Vector: []float32{2 * signs[0], 2 * signs[1]}, Left: [][]float32{{signs[0]}}, Right: [][]float32{{signs[1]}}},
 		})
@@ -40,10 +45,10 @@ func TestAdamTakesWholeSteps(t *testing.T) {
 func TestAdamByHand(t *testing.T) {
 	a := &adam{lr: []float64{0.5}, beta1: 0.5, beta2: 0.75}
 	params := []loader.Parameters{{Vector: []float32{0}}}
-	a.step(params, []loader.Parameters{{Vector: []float32{4}}})
+	stepAdam(a, params, []loader.Parameters{{Vector: []float32{4}}})
 	require.Equal(t, float32(-0.5), params[0].Vector[0])
 	// m = 0.5·2 − 0.5·4 = −1, over 1 − 0.5²; v = 0.75·4 + 0.25·16 = 7, over 1 − 0.75² = 7/16
-	a.step(params, []loader.Parameters{{Vector: []float32{-4}}})
+	stepAdam(a, params, []loader.Parameters{{Vector: []float32{-4}}})
 	near(t, -0.5+0.5*(1/0.75)/4, float64(params[0].Vector[0]), 1e-7, "second step")
 }
 
