@@ -205,66 +205,43 @@ func changeOf(op ggmlsteer.Operation, x []float32, change []float64) {
 	}
 }
 
-// measure compares the next-token probabilities under the exact steering, the
-// vectors and no steering.
+// measure compares the next-token probabilities under the exact steering with those
+// under the vectors and without steering.
 func (a *approximation) measure(ctx context.Context, additive []ggmlsteer.Active) error {
 	longest, count := 0, 0
 	for _, tokens := range a.heldTok {
 		longest = max(longest, len(tokens))
+		count += len(tokens)
 	}
-	d, err := a.model.NewDecoder(ggmlsteer.DecoderOptions{Context: longest, Precision: ggmlsteer.F32})
-	if err != nil {
+	var decoders [2]*ggmlsteer.Decoder
+	for i := range decoders {
+		d, err := a.model.NewDecoder(ggmlsteer.DecoderOptions{Context: longest, Precision: ggmlsteer.F32})
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		decoders[i] = d
+	}
+	if err := decoders[0].Steer(a.active...); err != nil {
 		return err
 	}
-	defer d.Close()
-	for _, tokens := range a.heldTok {
-		var rows [3][][]float32
-		for i, active := range [3][]ggmlsteer.Active{a.active, additive, nil} {
-			if err := d.Steer(active...); err != nil {
+	for _, other := range []struct {
+		active []ggmlsteer.Active
+		mean   *float64
+	}{{additive, &a.result.KL}, {nil, &a.result.KLUnsteered}} {
+		if err := decoders[1].Steer(other.active...); err != nil {
+			return err
+		}
+		for _, tokens := range a.heldTok {
+			kl, err := ggmlsteer.Divergence(ctx, decoders[0], decoders[1], tokens)
+			if err != nil {
 				return err
 			}
-			if rows[i], err = d.Logits(ctx, tokens, len(tokens)); err != nil {
-				return err
+			if math.IsNaN(kl) || math.IsInf(kl, 0) {
+				return fmt.Errorf("the probabilities under the steering are not finite: it is too strong")
 			}
+			*other.mean += max(kl, 0) * float64(len(tokens)) / float64(count)
 		}
-		for i := range tokens {
-			a.result.KL += divergence(rows[0][i], rows[1][i])
-			a.result.KLUnsteered += divergence(rows[0][i], rows[2][i])
-			count++
-		}
-	}
-	a.result.KL /= float64(count)
-	a.result.KLUnsteered /= float64(count)
-	if bad := a.result.KL + a.result.KLUnsteered; math.IsNaN(bad) || math.IsInf(bad, 0) {
-		return fmt.Errorf("the probabilities under the steering are not finite: it is too strong")
 	}
 	return nil
-}
-
-// divergence is the Kullback-Leibler divergence of the softmax of two rows of logits,
-// Σ p log(p/q) with p that of the first.
-func divergence(p, q []float32) float64 {
-	logP, logQ := logSoftmax(p), logSoftmax(q)
-	sum := 0.0
-	for i, l := range logP {
-		sum += math.Exp(l) * (l - logQ[i])
-	}
-	return max(sum, 0)
-}
-
-// logSoftmax are the natural logarithms of the softmax.
-func logSoftmax(logits []float32) []float64 {
-	top := math.Inf(-1)
-	for _, z := range logits {
-		top = math.Max(top, float64(z))
-	}
-	sum := 0.0
-	for _, z := range logits {
-		sum += math.Exp(float64(z) - top)
-	}
-	logs := make([]float64, len(logits))
-	for i, z := range logits {
-		logs[i] = float64(z) - top - math.Log(sum)
-	}
-	return logs
 }

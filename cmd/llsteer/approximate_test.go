@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math"
 	"testing"
 
 	"github.com/llsteer/llsteer/ggmlsteer"
@@ -26,12 +25,4 @@ func TestChangeOf(t *testing.T) {
 		changeOf(ggmlsteer.Lower(c.kind, 2, p), x, change)
 		require.InDeltaSlice(t, c.want, change, 1e-6, string(c.kind))
 	}
-}
-
-func TestDivergence(t *testing.T) {
-	half, quarter := []float32{1, 1}, []float32{float32(math.Log(1)), float32(math.Log(3))}
-	require.Zero(t, divergence(half, half))
-	require.InDelta(t, 0.5*math.Log(0.5/0.25)+0.5*math.Log(0.5/0.75), divergence(half, quarter), 1e-7)
-	require.InDelta(t, 0.25*math.Log(0.25/0.5)+0.75*math.Log(0.75/0.5), divergence(quarter, half), 1e-7)
-	require.Zero(t, divergence([]float32{1e30, 0}, []float32{1e30, 0}), "large logits")
 }

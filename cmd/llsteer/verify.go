@@ -26,15 +26,21 @@ var verifyPrompts = []string{
 	"In this chapter you will",
 }
 
-// What verify finds out.
 const (
-	verdictSteers     = "steers"         // at the strength that was expected
-	verdictOther      = "other strength" // steers, at another strength
-	verdictUnsteered  = "unsteered"
-	verdictUnlike     = "something else" // neither the model alone nor with this vector
-	verdictInaudible  = "cannot tell"    // the vector changes too little
-	minDivergence     = 0.01             // nats; see limit
-	noiseMargin       = 10
+	// What verify finds out.
+	verdictSteers    = "steers"         // at the strength that was expected
+	verdictOther     = "other strength" // steers, at another strength
+	verdictUnsteered = "unsteered"
+	verdictUnlike    = "something else" // neither the model alone nor with this vector
+	verdictInaudible = "cannot tell"    // the vector changes too little
+
+	// Divergences up to the limit are taken for arithmetic: five times what the model's
+	// ordinary arithmetic makes against the exact one, and at least minDivergence (nats).
+	// Measured with llama-server on three models: 0.0002 to 0.007 where it was the same,
+	// which was 0.1 to 1.9 times what the arithmetic makes.
+	minDivergence = 0.01
+	noiseMargin   = 5
+	// of the expected strength; fitted ones were within 0.01
 	strengthTolerance = 0.1
 )
 
@@ -96,7 +102,7 @@ the exit code is 0 if that is the expected one, and 1 if not.`,
 			if err := v.ask(cmd.Context(), s, &model, prompts); err != nil {
 				return err
 			}
-			if err := v.fit(cmd.Context(), p); err != nil {
+			if err := v.fit(cmd.Context()); err != nil {
 				return err
 			}
 			if p.json {
@@ -149,11 +155,9 @@ type verifiedView struct {
 	KL          float64 `json:"kl"`
 	KLUnsteered float64 `json:"kl_unsteered"`
 	KLExpected  float64 `json:"kl_expected"`
-	// Effect is the divergence of the model at the expected strength from the model at 0, Noise that of the model's ordinary
-	// arithmetic from the exact one, Limit what is taken for equal.
-	Effect float64 `json:"effect"`
-	Noise  float64 `json:"noise"`
-	Limit  float64 `json:"limit"`
+	Effect      float64 `json:"effect"` // of the model at the expected strength (or at 1) from the model at 0
+	Noise       float64 `json:"noise"`  // of the model's ordinary arithmetic from the exact one
+	Limit       float64 `json:"limit"`  // what is taken for equal
 }
 
 // ask asks the server about all prompts.
@@ -215,7 +219,7 @@ func (v *verification) tokensByText() map[string][]ggmlsteer.Token {
 	return all
 }
 
-// A reader has the model's own probabilities.
+// A reading has the model's own probabilities.
 type reading struct {
 	v       *verification
 	decoder *ggmlsteer.Decoder
@@ -226,7 +230,7 @@ func (v *verification) reading(precision ggmlsteer.Precision) (*reading, error) 
 	for _, a := range v.asked {
 		longest = max(longest, len(a.tokens))
 	}
-	d, err := v.model.NewDecoder(ggmlsteer.DecoderOptions{Context: longest, Precision: precision})
+	d, err := v.model.NewDecoder(ggmlsteer.DecoderOptions{Context: longest, Sequences: min(len(v.asked), maxBatch), Precision: precision})
 	if err != nil {
 		return nil, err
 	}
@@ -239,19 +243,25 @@ func (r *reading) at(ctx context.Context, strength float64) ([][]float64, error)
 		return nil, err
 	}
 	var all [][]float64
-	for _, a := range r.v.asked {
-		rows, err := r.decoder.Logits(ctx, a.tokens, len(a.tokens))
+	for some := range slices.Chunk(r.v.asked, maxBatch) {
+		var prompts [][]ggmlsteer.Token
+		for _, a := range some {
+			prompts = append(prompts, a.tokens)
+		}
+		rows, err := r.decoder.NextLogits(ctx, prompts)
 		if err != nil {
 			return nil, err
 		}
-		logs := logSoftmax(rows[len(rows)-1])
-		probs := make([]float64, len(a.sets))
-		for i, set := range a.sets {
-			for _, t := range set {
-				probs[i] += math.Exp(logs[t])
+		for i, a := range some {
+			logs := logSoftmax(rows[i])
+			probs := make([]float64, len(a.sets))
+			for j, set := range a.sets {
+				for _, t := range set {
+					probs[j] += math.Exp(logs[t])
+				}
 			}
+			all = append(all, probs)
 		}
-		all = append(all, probs)
 	}
 	return all, nil
 }
@@ -278,7 +288,7 @@ func distance(p, q [][]float64) float64 {
 
 // fit finds the strength whose probabilities are nearest to the server's, and what
 // that means.
-func (v *verification) fit(ctx context.Context, p *program) error {
+func (v *verification) fit(ctx context.Context) error {
 	r, err := v.reading(ggmlsteer.Ordinary)
 	if err != nil {
 		return err
@@ -308,62 +318,74 @@ func (v *verification) fit(ctx context.Context, p *program) error {
 	if unit == 0 {
 		unit = 1
 	}
+	view := &v.view
+	if err := v.measureNoise(ctx, r, unit); err != nil {
+		return err
+	}
 	best := 0.0
-	for _, factor := range []float64{0, 1, 0.25, 0.5, 0.75, 1.25, 1.5, 2, 3, -0.5, -1, -2} {
-		d, err := divergence(factor * unit)
-		if err != nil {
-			return err
+	try := func(s float64) error {
+		d, err := divergence(s)
+		if err == nil && d < known[best] {
+			best = s
 		}
-		if d < known[best] {
-			best = factor * unit
+		return err
+	}
+	for _, s := range []float64{0, unit} {
+		if err := try(s); err != nil {
+			return err
 		}
 	}
 	if math.IsInf(known[0], 1) || math.IsInf(known[unit], 1) {
 		return fmt.Errorf("the model's own probabilities at the strengths 0 and %v are not finite", unit)
 	}
-	// narrow down to a hundredth of the unit
-	for width := 0.25 * math.Abs(unit); width > 0.005*math.Abs(unit); width /= 2 {
-		for _, s := range []float64{best - width, best + width} {
-			d, err := divergence(s)
-			if err != nil {
+	width := 0.04
+	if known[best] > view.Limit { // neither of the two: look around
+		width = 0.12
+		for _, factor := range []float64{0.25, 0.5, 0.75, 1.25, 1.5, 2, 3, -0.5, -1, -2} {
+			if err := try(factor * unit); err != nil {
 				return err
-			}
-			if d < known[best] {
-				best = s
 			}
 		}
 	}
-	view := &v.view
+	for ; width > 0.005; width /= 2 { // down to a hundredth of the unit
+		around := best
+		for _, s := range []float64{around - width*unit, around + width*unit} {
+			if err := try(s); err != nil {
+				return err
+			}
+		}
+	}
 	view.Expected, view.Strength = v.expected, best
 	view.KL, view.KLUnsteered, view.KLExpected = known[best], known[0], known[v.expected]
-	plain, err := r.at(ctx, 0)
-	if err != nil {
-		return err
-	}
-	steered, err := r.at(ctx, unit)
-	if err != nil {
-		return err
-	}
-	view.Effect = distance(steered, plain)
+	view.judge()
+	return nil
+}
+
+// measureNoise finds out what the vector does to the model's probabilities, and what
+// the arithmetic of llama.cpp's ordinary decoding does.
+func (v *verification) measureNoise(ctx context.Context, ordinary *reading, unit float64) error {
 	exact, err := v.reading(ggmlsteer.F32)
 	if err != nil {
 		return err
 	}
 	defer exact.decoder.Close()
-	for _, s := range []float64{0, unit} {
-		of, err := exact.at(ctx, s)
-		if err != nil {
+	var rounded, right [2][][]float64
+	for i, s := range []float64{0, unit} {
+		if rounded[i], err = ordinary.at(ctx, s); err != nil {
 			return err
 		}
-		view.Noise = max(view.Noise, distance(of, map[bool][][]float64{true: plain, false: steered}[s == 0]))
+		if right[i], err = exact.at(ctx, s); err != nil {
+			return err
+		}
+		v.view.Noise = max(v.view.Noise, distance(right[i], rounded[i]))
 	}
-	view.judge()
+	v.view.Effect = distance(rounded[1], rounded[0])
+	v.view.Limit = max(minDivergence, noiseMargin*v.view.Noise)
 	return nil
 }
 
 // judge gives the verdict.
 func (v *verifiedView) judge() {
-	v.Limit = max(minDivergence, noiseMargin*v.Noise)
 	unit := math.Abs(v.Expected)
 	if unit == 0 {
 		unit = 1
@@ -415,4 +437,21 @@ func (v *verification) text(base string) string {
 	}
 	fmt.Fprintf(&b, "at most %.5f is the same (arithmetic makes %.5f), and the vector makes %.5f\n", view.Limit, view.Noise, view.Effect)
 	return b.String()
+}
+
+// logSoftmax are the natural logarithms of the softmax.
+func logSoftmax(logits []float32) []float64 {
+	top := math.Inf(-1)
+	for _, z := range logits {
+		top = math.Max(top, float64(z))
+	}
+	sum := 0.0
+	for _, z := range logits {
+		sum += math.Exp(float64(z) - top)
+	}
+	logs := make([]float64, len(logits))
+	for i, z := range logits {
+		logs[i] = float64(z) - top - math.Log(sum)
+	}
+	return logs
 }
