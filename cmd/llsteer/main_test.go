@@ -52,6 +52,8 @@ func TestScripts(t *testing.T) {
 			"same":      same,
 			"less":      less,
 			"recipe":    recipe,
+			"serve":     serve,
+			"within":    within,
 			"npy":       npyIs,
 		},
 	})
