@@ -72,11 +72,14 @@ def plain(value):
     return value
 
 
-def write_json(path, value):
-    """Rows of numbers on one line each. `path` appears only when it is complete."""
+def write_json(path, value, separator=", "):
+    """Rows of numbers on one line each, a separator between them. `path` appears only when it is complete."""
 
     def holds_dict(value):
         return isinstance(value, dict) or isinstance(value, list) and any(map(holds_dict, value))
+
+    def row(value):
+        return json.dumps(value, separators=(separator, ": "))
 
     def text(value, indent):
         if isinstance(value, dict):
@@ -85,9 +88,9 @@ def write_json(path, value):
         elif holds_dict(value):
             items, brackets = [text(item, indent + " ") for item in value], "[]"
         elif isinstance(value, list) and value and isinstance(value[0], list):
-            items, brackets = [json.dumps(item) for item in value], "[]"
+            items, brackets = [row(item) for item in value], "[]"
         else:
-            return json.dumps(value)
+            return row(value)
         lines = ",".join(f"\n{indent} {item}" for item in items)
         return f"{brackets[0]}{lines}\n{indent}{brackets[1]}"
 
