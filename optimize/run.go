@@ -290,6 +290,7 @@ func (d *descent) result(step *Step, iters int, stop Stop) *Result {
 		},
 		Iters: iters, Stop: stop, Loss: step.Loss, Losses: step.Losses,
 		Norms:          map[string]float64{},
+		Evaluations:    len(d.seconds),
 		SecondsPerStep: median(d.seconds),
 		TokensPerStep:  d.objective.session.BatchTokens(),
 	}

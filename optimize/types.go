@@ -47,6 +47,7 @@ const (
 type Result struct {
 	Steering          *loader.Steering
 	Iters             int // optimizer steps whose outcome was evaluated
+	Evaluations       int // of losses and gradient in the first stage, those of rejected steps too
 	Stop              Stop
 	Loss              float64
 	Losses            Losses

@@ -15,6 +15,7 @@ import (
 // A report is what optimize --json prints and --report writes.
 type report struct {
 	Iters             int                    `json:"iters"`
+	Evaluations       int                    `json:"evaluations"` // rejected steps included
 	Stop              optimize.Stop          `json:"stop"`
 	Loss              float64                `json:"loss"` // nats, with regularizers
 	Losses            optimize.Losses        `json:"losses"`
@@ -58,7 +59,7 @@ type modelReport struct {
 
 func newReport(r *optimize.Result, info ggmlsteer.Info, modelPath, file string, seconds float64) report {
 	report := report{
-		Iters: r.Iters, Stop: r.Stop, Loss: r.Loss, Losses: r.Losses, Norms: r.Norms,
+		Iters: r.Iters, Evaluations: r.Evaluations, Stop: r.Stop, Loss: r.Loss, Losses: r.Losses, Norms: r.Norms,
 		Layers: r.Steering.Layers, Kind: r.Steering.Kind, LRs: r.LR,
 		Seconds: seconds, SecondsPerStep: r.SecondsPerStep, TokensPerStep: r.TokensPerStep, PeakRSS: peakRSS(),
 		Model: modelReport{modelPath, info.Arch, info.Embd, info.Layers, info.Quantization},
