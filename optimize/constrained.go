@@ -285,14 +285,13 @@ func (c *constrained) constrain(entered *trial) {
 	}
 	if _, isNorm := c.what.(sizeObjective); !isNorm {
 		c.normLimited = true
-		c.limits = append(c.limits, vectorNorms(entered.params))
+		c.limits = append(c.limits, size(entered.params))
 	}
 	for _, gap := range c.gaps(entered) {
 		c.slacks = append(c.slacks, math.Sqrt(max(0, gap)))
 	}
 	c.multipliers = make([]float64, len(c.limits))
-	size, _, _ := sizeObjective{}.Evaluate(Point{Params: entered.params})
-	c.factor = size / (c.job.Eps + target)
+	c.factor = size(entered.params) / (c.job.Eps + target)
 }
 
 // gaps are m − g of each constraint.
@@ -302,7 +301,7 @@ func (c *constrained) gaps(t *trial) []float64 {
 		if i < len(t.losses) {
 			gaps[i] = limit - t.losses[i]
 		} else {
-			gaps[i] = limit - vectorNorms(t.params)
+			gaps[i] = limit - size(t.params)
 		}
 	}
 	return gaps
@@ -371,9 +370,10 @@ func (c *constrained) differentiate(ctx context.Context, t *trial) (gradient []l
 		}
 	}
 	if c.normLimited {
-		for i, p := range t.params {
-			if n := norm(p.Vector); n > 0 {
-				axpy(pull[len(pull)-1]/n, doubles(p.Vector), sum[i][0])
+		_, bySize, _ := sizeObjective{}.Evaluate(Point{Params: t.params})
+		for i, p := range bySize {
+			for r, row := range rows(p) {
+				axpy(pull[len(pull)-1], doubles(row), sum[i][r])
 			}
 		}
 	}
@@ -386,6 +386,12 @@ func (c *constrained) differentiate(ctx context.Context, t *trial) (gradient []l
 	return gradient, bySlack, byMultiplier, nil
 }
 
+// size is Σ ‖v‖₂ + ‖M‖F over the parameters.
+func size(params []loader.Parameters) float64 {
+	value, _, _ := sizeObjective{}.Evaluate(Point{Params: params})
+	return value
+}
+
 // vectorNorms is Σ ‖v‖₂ over the parameters.
 func vectorNorms(params []loader.Parameters) float64 {
 	sum := 0.0
@@ -396,7 +402,7 @@ func vectorNorms(params []loader.Parameters) float64 {
 }
 
 // An adamax holds the state of Adamax (arXiv 1412.6980, algorithm 2) for parameters,
-// slacks and multipliers. The latter two have the first parameters' learning rate.
+// slacks and multipliers. The latter two have the least of the parameters' learning rates.
 type adamax struct {
 	lr                []float64
 	beta1, beta2, eps float64
@@ -435,6 +441,6 @@ func (a *adamax) step(params, gradient []loader.Parameters, slacks, bySlack, mul
 			}
 		}
 	}
-	axpy(-1, moves(bySlack, a.lr[0]), slacks)
-	axpy(1, moves(byMultiplier, a.lr[0]), multipliers)
+	axpy(-1, moves(bySlack, slices.Min(a.lr)), slacks)
+	axpy(1, moves(byMultiplier, slices.Min(a.lr)), multipliers)
 }
