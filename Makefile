@@ -1,7 +1,7 @@
 # make              bin/llsteer and its libraries
 # make quickstart   the same, then the tutorial on the embedded model
 # make test         the whole test suite
-# make test-models  tests on two small public models (needs python3 with pip)
+# make test-models  tests on two small public models and llama-server (needs python3 with pip)
 # make release      the same as make, for every CPU and not just this one
 # make install      to PREFIX (/usr/local), DESTDIR honored
 # make clean
@@ -184,7 +184,7 @@ test: bin/llsteer $(addprefix build/kernels-,$(RUNNABLE))
 	go test -count=1 ./...
 
 test-models: bin/llsteer
-	@models=$$(scripts/fetch-models.sh) && LLSTEER_MODELS=$$models go test -count=1 -v ./testdata/models
+	@models=$$(scripts/fetch-models.sh) && server=$$(scripts/fetch-server.sh) && LLSTEER_MODELS=$$models LLSTEER_SERVER=$$server go test -count=1 -v ./testdata/models
 
 release: bin/llsteer $(foreach v,$(VARIANTS),bin/libggml-cpu-$(v).so)
 

@@ -34,14 +34,19 @@ const (
 	verdictUnlike    = "something else" // neither the model alone nor with this vector
 	verdictInaudible = "cannot tell"    // the vector changes too little
 
-	// Divergences up to the limit are taken for arithmetic: five times what the model's
-	// ordinary arithmetic makes against the exact one, and at least minDivergence (nats).
-	// Measured with llama-server on three models: 0.0002 to 0.007 where it was the same,
-	// which was 0.1 to 1.9 times what the arithmetic makes.
+	// A divergence above the limit is no arithmetic: five times what the model's ordinary
+	// arithmetic makes against the exact one, and at least minDivergence (nats). Measured with
+	// llama-server on three models: 0.0002 to 0.007 where it was the same, which was 0.1 to
+	// 1.9 times what the arithmetic makes.
 	minDivergence = 0.01
 	noiseMargin   = 5
-	// of the expected strength; fitted ones were within 0.01
+	leastNoise    = 0.05 // of what the arithmetic makes, is always there
+	// A strength within the tolerance is the expected one, in parts of it, or within the error;
+	// with an error of maxError nobody can tell one from none.
 	strengthTolerance = 0.1
+	maxError          = 0.4
+	// So near to the model, in parts of what the vector does, no other strength need be tried.
+	nearEnough = 0.02
 )
 
 func (p *program) verify() *cobra.Command {
@@ -158,6 +163,7 @@ type verifiedView struct {
 	Effect      float64 `json:"effect"` // of the model at the expected strength (or at 1) from the model at 0
 	Noise       float64 `json:"noise"`  // of the model's ordinary arithmetic from the exact one
 	Limit       float64 `json:"limit"`  // what is taken for equal
+	Error       float64 `json:"error"`  // of the strength; see judge
 }
 
 // ask asks the server about all prompts.
@@ -339,7 +345,7 @@ func (v *verification) fit(ctx context.Context) error {
 		return fmt.Errorf("the model's own probabilities at the strengths 0 and %v are not finite", unit)
 	}
 	width := 0.04
-	if known[best] > view.Limit { // neither of the two: look around
+	if known[best] > nearEnough*view.Effect { // neither of the two: look around
 		width = 0.12
 		for _, factor := range []float64{0.25, 0.5, 0.75, 1.25, 1.5, 2, 3, -0.5, -1, -2} {
 			if err := try(factor * unit); err != nil {
@@ -384,20 +390,28 @@ func (v *verification) measureNoise(ctx context.Context, ordinary *reading, unit
 	return nil
 }
 
-// judge gives the verdict.
+// judge gives the verdict. The divergence grows with the square of the distance from the right
+// strength, by Effect for a distance of the whole vector: one that is left at the best strength is
+// as large as that of an error of the square root of its part of Effect.
 func (v *verifiedView) judge() {
 	unit := math.Abs(v.Expected)
 	if unit == 0 {
 		unit = 1
 	}
+	part := maxError // of the vector
+	if v.Effect > 0 {
+		part = min(math.Sqrt(max(v.KL, leastNoise*v.Noise)/v.Effect), maxError)
+	}
+	v.Error = part * unit
+	tolerance := max(strengthTolerance*unit, v.Error)
 	switch {
 	case v.KL > v.Limit:
 		v.Verdict = verdictUnlike
-	case v.Effect <= 4*v.Limit:
+	case part >= maxError:
 		v.Verdict = verdictInaudible
-	case math.Abs(v.Strength) <= strengthTolerance*unit:
+	case math.Abs(v.Strength) <= tolerance:
 		v.Verdict = verdictUnsteered
-	case math.Abs(v.Strength-v.Expected) <= strengthTolerance*unit && v.Expected != 0:
+	case math.Abs(v.Strength-v.Expected) <= tolerance && v.Expected != 0:
 		v.Verdict = verdictSteers
 	default:
 		v.Verdict = verdictOther
@@ -409,9 +423,9 @@ func (v *verification) text(base string) string {
 	var b strings.Builder
 	switch view.Verdict {
 	case verdictSteers:
-		fmt.Fprintf(&b, "%s steers with this vector at strength %.2f\n", base, view.Strength)
+		fmt.Fprintf(&b, "%s steers with this vector at strength %.2f ± %.2f\n", base, view.Strength, view.Error)
 	case verdictOther:
-		fmt.Fprintf(&b, "%s steers with this vector, but at strength %.2f and not %v\n", base, view.Strength, view.Expected)
+		fmt.Fprintf(&b, "%s steers with this vector, but at strength %.2f ± %.2f and not %v\n", base, view.Strength, view.Error, view.Expected)
 	case verdictUnsteered:
 		fmt.Fprintf(&b, "%s serves unsteered: it did not load the vector, or has it at strength 0\n", base)
 	case verdictUnlike:
@@ -435,7 +449,7 @@ func (v *verification) text(base string) string {
 	for _, r := range rows {
 		fmt.Fprintf(&b, "  at strength %5.2f: %.5f\n", r.strength, r.divergence)
 	}
-	fmt.Fprintf(&b, "at most %.5f is the same (arithmetic makes %.5f), and the vector makes %.5f\n", view.Limit, view.Noise, view.Effect)
+	fmt.Fprintf(&b, "the vector makes %.5f, and arithmetic %.5f (up to %.5f is taken for it)\n", view.Effect, view.Noise, view.Limit)
 	return b.String()
 }
 

@@ -1,5 +1,5 @@
-// Package models tests the program on two public models: `make test-models`
-// fetches them, builds the program and runs this.
+// Package models tests the program on two public models, and against llama-server:
+// `make test-models` fetches them, builds the program and runs this.
 package models
 
 import (
