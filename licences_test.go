@@ -18,6 +18,8 @@ var licenceSays = map[string]string{
 	"MIT":          "Permission is hereby granted, free of charge",
 	"BSD-3-Clause": "Redistribution and use in source and binary forms",
 	"Apache-2.0":   "Apache License",
+	"CC-BY-4.0":    "Creative Commons Attribution 4.0",
+	"FTL":          "The FreeType License",
 }
 
 // LICENSES.md lists every module of go.mod, says rightly which of them the program

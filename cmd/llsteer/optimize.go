@@ -31,7 +31,7 @@ type jobFlags struct {
 
 func (p *program) optimize() *cobra.Command {
 	var f jobFlags
-	var out, reportPath, tracePath, precision string
+	var out, reportPath, tracePath, plotPath, precision string
 	var tensors, noRecipe bool
 	cmd := &cobra.Command{
 		Use:   "optimize -m MODEL [JOB] -o OUT",
@@ -72,7 +72,7 @@ Ctrl-C keeps the best that was found so far.`,
 			if err := job.Validate(); err != nil {
 				return err
 			}
-			outputs := map[string]string{"--out": out, "--report": reportPath, "--trace": tracePath}
+			outputs := map[string]string{"--out": out, "--report": reportPath, "--trace": tracePath, "--plot": plotPath}
 			if err := checkOutputs(outputs, append(args, f.model.path)...); err != nil {
 				return err
 			}
@@ -84,7 +84,8 @@ Ctrl-C keeps the best that was found so far.`,
 			if err := f.startFits(m); err != nil {
 				return err
 			}
-			result, traceErr, err := p.findTraced(cmd.Context(), m, job, tracePath, tensors)
+			var picture descentPlot
+			result, traceErr, err := p.findTraced(cmd.Context(), m, job, tracePath, tensors, picture.step)
 			if err != nil {
 				return err
 			}
@@ -107,6 +108,11 @@ Ctrl-C keeps the best that was found so far.`,
 					return err
 				}
 			}
+			if plotPath != "" {
+				if err := writePlot(plotPath, picture.panels(result.Norms)); err != nil {
+					return err
+				}
+			}
 			if p.json {
 				err = p.print(string(data))
 			} else {
@@ -125,6 +131,8 @@ Ctrl-C keeps the best that was found so far.`,
 		flags.StringVar(&reportPath, "report", "", "write the result as JSON to `FILE`")
 		flags.StringVar(&tracePath, "trace", "", "write a line of JSON for each step to `FILE`")
 		flags.BoolVar(&tensors, "trace-tensors", false, "with the vectors and gradients in --trace")
+		flags.StringVar(&plotPath, "plot", "", "draw loss and norms of each step into `FILE`.svg")
+		completeFiles(flags, "plot", "svg")
 		flags.BoolVar(&noRecipe, "no-recipe", false, "leave the job out of the steering file")
 	})
 	f.add(cmd)
@@ -348,14 +356,14 @@ func (p *program) find(ctx context.Context, m *ggmlsteer.Model, job *optimize.Jo
 // findTraced optimizes, and writes a trace if it has a path. The trace is written
 // whole; where the run fails after its first evaluation it has the lines so far, to
 // see why. An error of the trace alone does not keep a result from being used.
-func (p *program) findTraced(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, path string, tensors bool) (result *optimize.Result, traceErr, err error) {
+func (p *program) findTraced(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, path string, tensors bool, each func(optimize.Step)) (result *optimize.Result, traceErr, err error) {
 	if path == "" {
-		result, err = p.find(ctx, m, job, nil)
+		result, err = p.find(ctx, m, job, each)
 		return result, nil, err
 	}
 	traceErr = loader.WriteFile(path, func(w io.Writer) error {
 		t := &trace{w: w, tensors: tensors}
-		if result, err = p.find(ctx, m, job, t.step); err != nil && t.lines == 0 {
+		if result, err = p.find(ctx, m, job, func(s optimize.Step) { t.step(s); each(s) }); err != nil && t.lines == 0 {
 			return err
 		}
 		return t.err

@@ -213,7 +213,7 @@ unlikely, and it finds what to add to the residual stream of a layer.`,
 	root.PersistentFlags().BoolVar(&p.json, "json", false, "one JSON object on standard output, and nothing else there")
 	root.PersistentFlags().BoolVarP(&p.quiet, "quiet", "q", false, "no progress, no notes")
 	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
-	root.AddCommand(p.quickstart(), p.optimize(), p.generate(), p.logprob(), p.search(), p.activations(), p.tokenize(), p.check(), p.inspect(),
+	root.AddCommand(p.quickstart(), p.optimize(), p.generate(), p.logprob(), p.search(), p.sweep(), p.activations(), p.tokenize(), p.check(), p.inspect(),
 		p.export(), p.importVector(), p.verify())
 	setHelp(root)
 	return root
