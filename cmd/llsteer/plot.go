@@ -26,12 +26,12 @@ type panel struct {
 	log         bool // the y axis, where the values are above 0 and far apart
 	fromZero    bool // the y axis
 	whole       bool // only whole numbers stand at the x axis
-	lines       []line
+	curves      []curve
 }
 
-// A line has as many x as y. Lines with a name stand in the picture's legend, those
+// A curve has as many x as y. Curves with a name stand in the picture's legend, those
 // of several panels once.
-type line struct {
+type curve struct {
 	look
 	x, y []float64
 }
@@ -51,7 +51,7 @@ var palette = []color.RGBA{
 const (
 	panelWidth, panelHeight = 4.2 * vg.Inch, 3 * vg.Inch
 	legendLine              = 15
-	mostPoints              = 100 // of a line whose points are marked
+	mostPoints              = 100 // of a curve whose points are marked
 	mostNames               = 12  // in a legend
 	farApart                = 20  // the largest of some values is so many times the smallest
 )
@@ -98,7 +98,7 @@ func writePlot(path string, panels []panel) error {
 func namedLooks(panels []panel) []look {
 	var looks []look
 	for _, p := range panels {
-		for _, l := range p.lines {
+		for _, l := range p.curves {
 			if l.name != "" && !slices.Contains(looks, l.look) {
 				looks = append(looks, l.look)
 			}
@@ -134,7 +134,7 @@ func (p *panel) draw() (*plot.Plot, error) {
 	drawn := plot.New()
 	drawn.Title.Text, drawn.X.Label.Text, drawn.Y.Label.Text = p.title, p.x, p.y
 	drawn.Add(plotter.NewGrid())
-	for _, l := range p.lines {
+	for _, l := range p.curves {
 		points := make(plotter.XYs, len(l.x))
 		for i := range l.x {
 			points[i] = plotter.XY{X: l.x[i], Y: l.y[i]}
@@ -215,19 +215,19 @@ func (d *descentPlot) step(s optimize.Step) {
 
 func (d *descentPlot) panels(final map[string]float64) []panel {
 	norms := panel{title: "Norm", x: "step", y: "norm of the vector", fromZero: true, whole: true}
-	layers := panel{title: "Norm by layer, at the end", x: "layer", y: "norm of the vector", fromZero: true, whole: true, lines: make([]line, 1)}
+	layers := panel{title: "Norm by layer, at the end", x: "layer", y: "norm of the vector", fromZero: true, whole: true, curves: make([]curve, 1)}
 	for i, key := range d.keys {
-		l := line{look{color: i}, d.steps, d.norms[key]}
+		l := curve{look{color: i}, d.steps, d.norms[key]}
 		if len(d.keys) > 1 {
 			l.name = "layer " + key
 		}
-		norms.lines = append(norms.lines, l)
+		norms.curves = append(norms.curves, l)
 		if layer, err := strconv.Atoi(key); err == nil {
-			layers.lines[0].x = append(layers.lines[0].x, float64(layer))
-			layers.lines[0].y = append(layers.lines[0].y, final[key])
+			layers.curves[0].x = append(layers.curves[0].x, float64(layer))
+			layers.curves[0].y = append(layers.curves[0].y, final[key])
 		}
 	}
-	panels := []panel{{title: "Loss", x: "step", y: "loss, nats", whole: true, lines: []line{{x: d.steps, y: d.losses}}}, norms}
+	panels := []panel{{title: "Loss", x: "step", y: "loss, nats", whole: true, curves: []curve{{x: d.steps, y: d.losses}}}, norms}
 	if len(d.keys) > 1 {
 		panels = append(panels, layers)
 	}
@@ -252,7 +252,7 @@ func (r *sweepResult) panels() []panel {
 		p.x = "strength"
 		for i, f := range r.Files {
 			name := filepath.Base(f.File)
-			own, control := line{look: look{name, i, false}}, line{look: look{"random, of the norm of " + name, i, true}}
+			own, control := curve{look: look{name, i, false}}, curve{look: look{"random, of the norm of " + name, i, true}}
 			for _, at := range f.points() {
 				if y := measure.of(at.measurement); y != nil {
 					own.x, own.y = append(own.x, at.Strength), append(own.y, *y)
@@ -264,9 +264,9 @@ func (r *sweepResult) panels() []panel {
 			if len(own.x) == 0 { // there are no such completions
 				continue
 			}
-			p.lines = append(p.lines, own, control)
+			p.curves = append(p.curves, own, control)
 		}
-		if len(p.lines) > 0 {
+		if len(p.curves) > 0 {
 			panels = append(panels, p)
 		}
 	}

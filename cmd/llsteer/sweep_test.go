@@ -1,17 +1,21 @@
 package main
 
 import (
+	"context"
 	"encoding/xml"
 	"errors"
 	"io"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/loader"
 	"github.com/llsteer/llsteer/optimize"
+	"github.com/llsteer/llsteer/testdata/demo"
 	"github.com/stretchr/testify/require"
 )
 
@@ -104,6 +108,87 @@ func TestRecommendation(t *testing.T) {
 	require.Nil(t, result.Reverse)
 }
 
+// What a sweeper measures is what its parts give one by one.
+func TestMeasure(t *testing.T) {
+	path, remove, err := modelFile(demoName)
+	require.NoError(t, err)
+	defer remove()
+	m, err := ggmlsteer.Open(path, ggmlsteer.Options{Threads: 1})
+	require.NoError(t, err)
+	defer m.Close()
+	ctx := context.Background()
+	tokenize := func(text string) []ggmlsteer.Token {
+		tokens, err := m.Tokenize(text, false)
+		require.NoError(t, err)
+		return tokens
+	}
+	v := make([]float32, m.Info().Embd)
+	for i := range v {
+		v[i] = float32(math.Sin(float64(i)))
+	}
+	steering := &loader.Steering{Kind: loader.Add, Layers: []int{2}, Params: []loader.Parameters{{Vector: v}}, Embd: len(v)}
+	const strength, length, tolerance = 1.5, 20, 1e-4
+	prompts := [][]ggmlsteer.Token{tokenize("The color of the"), tokenize("El"), tokenize("When the game starts, each player")}
+	neutral := tokenize("The bridge has two lanes.")
+	var completions []measuredCompletion
+	for i, prompt := range []string{"The color", "El color", "The king", "El rey"} {
+		completions = append(completions, measuredCompletion{tokenize(prompt + " is es the old"), len(tokenize(prompt)), i < 3, i%2 == 1})
+	}
+	s, err := newSweeper(m, prompts, neutral, completions, length)
+	require.NoError(t, err)
+	defer s.close()
+
+	dst, src := 0.0, 0.0
+	for _, c := range completions {
+		way := strength
+		if c.negative {
+			way = -strength
+		}
+		probs, err := m.Logprobs(ctx, c.tokens, c.prompt, 1, ggmlsteer.Active{Steering: steering, Strength: way})
+		require.NoError(t, err)
+		if c.dst {
+			dst += logprobOf(probs) / 3
+		} else {
+			src += logprobOf(probs)
+		}
+	}
+	writer, err := m.NewDecoder(ggmlsteer.DecoderOptions{Context: 40, Precision: ggmlsteer.F32})
+	require.NoError(t, err)
+	defer writer.Close()
+	require.NoError(t, writer.Steer(ggmlsteer.Active{Steering: steering, Strength: strength}))
+	sum, tokens, looping, sample := 0.0, 0, 0.0, ""
+	for i, prompt := range prompts {
+		texts, err := writer.Generate(ctx, [][]ggmlsteer.Token{prompt}, ggmlsteer.GenerateOptions{Tokens: length}, nil)
+		require.NoError(t, err)
+		probs, err := m.Logprobs(ctx, slices.Concat(prompt, texts[0].Tokens), len(prompt), 1)
+		require.NoError(t, err)
+		sum, tokens = sum+logprobOf(probs), tokens+len(probs)
+		if demo.Loops(texts[0].Text) {
+			looping++
+		}
+		if i == 0 {
+			sample = texts[0].Text
+		}
+	}
+	require.True(t, looping > 0 && looping < 3, "%v of 3 texts loop: the test says little", looping)
+
+	found, err := s.measure(ctx, steering, strength, prompts, completions)
+	require.NoError(t, err)
+	require.InDelta(t, dst, *found.Dst, tolerance)
+	require.InDelta(t, src, *found.Src, tolerance)
+	require.InEpsilon(t, math.Exp(-sum/float64(tokens)), *found.Perplexity, tolerance)
+	require.Equal(t, looping/3, found.Looping)
+	require.Equal(t, sample, found.Sample)
+	require.Greater(t, found.KL, 0.01)
+
+	unsteered, err := s.measure(ctx, nil, 0, prompts, completions)
+	require.NoError(t, err)
+	require.Zero(t, unsteered.KL)
+	again, err := s.measure(ctx, steering, 0, prompts, completions)
+	require.NoError(t, err)
+	require.Equal(t, unsteered, again, "strength 0")
+}
+
 // The control has the norms of the steering, and nothing else of it.
 func TestRandomLike(t *testing.T) {
 	vector := func(first float32) []float32 {
@@ -170,11 +255,11 @@ func TestDescentPlot(t *testing.T) {
 	step(2, 1, 21, 1, 4)
 	panels := d.panels(map[string]float64{"3": 1, "7": 4})
 	require.Len(t, panels, 3)
-	require.Equal(t, []float64{0, 1, 2, 3}, panels[0].lines[0].x)
-	require.Equal(t, []float64{30, 20, 20, 21}, panels[0].lines[0].y)
-	require.Equal(t, []float64{1, 5, 5, 4}, panels[1].lines[1].y)
-	require.Equal(t, []float64{3, 7}, panels[2].lines[0].x)
-	require.Equal(t, []float64{1, 4}, panels[2].lines[0].y)
+	require.Equal(t, []float64{0, 1, 2, 3}, panels[0].curves[0].x)
+	require.Equal(t, []float64{30, 20, 20, 21}, panels[0].curves[0].y)
+	require.Equal(t, []float64{1, 5, 5, 4}, panels[1].curves[1].y)
+	require.Equal(t, []float64{3, 7}, panels[2].curves[0].x)
+	require.Equal(t, []float64{1, 4}, panels[2].curves[0].y)
 	texts := plotTexts(t, panels)
 	for _, text := range []string{"Loss", "Norm", "Norm by layer, at the end", "loss, nats", "layer 3", "layer 7"} {
 		require.Contains(t, texts, text)
@@ -201,8 +286,8 @@ func TestSweepPlot(t *testing.T) {
 	r := &sweepResult{Files: []sweptFile{*f}}
 	panels := r.panels()
 	require.Len(t, panels, 4, "there are no completions to make unlikely")
-	require.Equal(t, []float64{-1, 0, 1}, panels[0].lines[0].x)
-	require.Equal(t, []float64{-60, -40, -20}, panels[0].lines[0].y)
+	require.Equal(t, []float64{-1, 0, 1}, panels[0].curves[0].x)
+	require.Equal(t, []float64{-60, -40, -20}, panels[0].curves[0].y)
 	texts := plotTexts(t, panels)
 	require.Contains(t, texts, "<a&b>.gguf")
 	require.Contains(t, texts, "1000", "the axis of perplexities is logarithmic")
