@@ -16,7 +16,7 @@ import (
 type measurement struct {
 	Dst        *float64 `json:"dst_logprob,omitempty"` // mean over completions, nats
 	Src        *float64 `json:"src_logprob,omitempty"`
-	Perplexity *float64 `json:"perplexity,omitempty"` // of the continuations to the unsteered model; left out where all are empty
+	Perplexity *float64 `json:"perplexity,omitempty"` // of the continuations by themselves to the unsteered model; left out where all are empty
 	Looping    float64  `json:"looping"`              // share of the continuations
 	KL         float64  `json:"kl"`                   // from the unsteered model, on the neutral text, nats
 	Sample     string   `json:"sample"`               // the first prompt's continuation
@@ -34,13 +34,18 @@ type measuredCompletion struct {
 type sweeper struct {
 	writer, reader *ggmlsteer.Decoder // steered
 	plain          *ggmlsteer.Decoder
-	tokens         int // of a continuation
+	tokens         int               // of a continuation
+	start          []ggmlsteer.Token // of every text: BOS, where the model has it
 	neutral        []ggmlsteer.Token
 }
 
 // newSweeper has room for continuations of prompts, and for the longest text.
 func newSweeper(m *ggmlsteer.Model, prompts [][]ggmlsteer.Token, neutral []ggmlsteer.Token, completions []measuredCompletion, tokens int) (*sweeper, error) {
-	s := &sweeper{tokens: tokens, neutral: neutral}
+	start, err := m.Tokenize("", false)
+	if err != nil {
+		return nil, err
+	}
+	s := &sweeper{tokens: tokens, start: start, neutral: neutral}
 	write, read := 0, len(neutral)
 	for _, p := range prompts {
 		write = max(write, len(p)+tokens)
@@ -52,8 +57,7 @@ func newSweeper(m *ggmlsteer.Model, prompts [][]ggmlsteer.Token, neutral []ggmls
 		decoder   **ggmlsteer.Decoder
 		context   int
 		sequences int
-	}{{&s.writer, write, min(maxBatch, len(prompts))}, {&s.reader, read, 1}, {&s.plain, max(read, write), 1}} {
-		var err error
+	}{{&s.writer, write, min(maxBatch, len(prompts))}, {&s.reader, read, 1}, {&s.plain, max(read, len(start)+tokens), 1}} {
 		if *d.decoder, err = m.NewDecoder(ggmlsteer.DecoderOptions{Context: d.context, Sequences: d.sequences, Precision: ggmlsteer.F32}); err != nil {
 			s.close()
 			return nil, err
@@ -149,7 +153,9 @@ func (m *measurement) average(completions []measuredCompletion) {
 	}
 }
 
-// writeTexts continues the prompts, and has the unsteered model read what was written.
+// writeTexts continues the prompts, and has the unsteered model read what was written
+// without the prompt: a text in another language is not what should follow, and may be
+// a good one.
 func (s *sweeper) writeTexts(ctx context.Context, m *measurement, prompts [][]ggmlsteer.Token) error {
 	var texts []ggmlsteer.Continuation
 	for some := range slices.Chunk(prompts, maxBatch) {
@@ -160,14 +166,16 @@ func (s *sweeper) writeTexts(ctx context.Context, m *measurement, prompts [][]gg
 		texts = append(texts, written...)
 	}
 	sum, tokens, looping := 0.0, 0, 0
-	for i, text := range texts {
+	for _, text := range texts {
 		if demo.Loops(text.Text) {
 			looping++
 		}
-		if len(text.Tokens) == 0 {
+		before := max(1, len(s.start)) // without BOS the first token has no probability
+		all := slices.Concat(s.start, text.Tokens)
+		if len(all) <= before {
 			continue
 		}
-		probs, err := s.plain.Logprobs(ctx, slices.Concat(prompts[i], text.Tokens), len(prompts[i]), 1)
+		probs, err := s.plain.Logprobs(ctx, all, before, 1)
 		if err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ import (
 // When a strength is recommended: docs/cli.md.
 const (
 	enoughGain         = 0.8  // of the largest
-	readablePerplexity = 2.0  // times that of the unsteered texts
+	readablePerplexity = 2.5  // times that of the unsteered texts; good ones stay below 2.1, damaged ones are above 4
 	readableLooping    = 0.25 // more of the texts than unsteered
 )
 
@@ -248,15 +248,14 @@ func (m *measurement) readable(unsteered *measurement) bool {
 	return m.Perplexity != nil && unsteered.Perplexity != nil && *m.Perplexity <= readablePerplexity**unsteered.Perplexity && m.Looping <= unsteered.Looping+readableLooping
 }
 
-// gain is how far log p(dst) − log p(src) has moved the way of the strength's sign, or
-// what there is of the two.
+// gain is how far log p(dst) has moved the way of the strength's sign or, where there are
+// no such completions, how far log p(src) has moved the other way.
 func (m *measurement) gain(unsteered *measurement, reverse bool) float64 {
-	gain := 0.0
+	var gain float64
 	if m.Dst != nil {
-		gain += *m.Dst - *unsteered.Dst
-	}
-	if m.Src != nil {
-		gain -= *m.Src - *unsteered.Src
+		gain = *m.Dst - *unsteered.Dst
+	} else {
+		gain = *unsteered.Src - *m.Src
 	}
 	if reverse {
 		return -gain

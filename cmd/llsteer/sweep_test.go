@@ -54,15 +54,15 @@ func TestRecommendation(t *testing.T) {
 		return sweptStrength{Strength: strength, measurement: measured(dst, src, perplexity, looping)}
 	}
 	f := swept(
-		at(-2, -90, -29, 8.1, 0),    // not readable
-		at(-1, -60, -30, 8, 0.5),    // gains 20, the most backwards
+		at(-2, -90, -29, 10.1, 0),   // not readable
+		at(-1, -60, -30, 10, 0.5),   // gains 20, the most backwards
 		at(-0.8, -56, -30, 5, 0.5),  // gains 16, just enough
-		at(-0.5, -55, -30, 5, 0.5),  // gains 15
-		at(0.5, -31, -31, 4, 0.5),   // gains 10
-		at(0.75, -30, -36, 6, 0.75), // gains 16, just enough
-		at(1, -28, -38, 8, 0.75),    // gains 20, the most
-		at(1.5, -20, -50, 4, 0.76),  // loops
-		at(2, -20, -50, 8.01, 0),    // not readable
+		at(-0.5, -55, -10, 5, 0.5),  // gains 15
+		at(0.5, -25, -90, 4, 0.5),   // gains 15
+		at(0.75, -24, -36, 6, 0.75), // gains 16, just enough
+		at(1, -20, -38, 10, 0.75),   // gains 20, the most
+		at(1.5, -10, -50, 4, 0.76),  // loops
+		at(2, -10, -50, 10.01, 0),   // not readable
 	)
 	forward, back := f.recommend(false), f.recommend(true)
 	require.Equal(t, 0.75, forward.Strength)
@@ -72,11 +72,11 @@ func TestRecommendation(t *testing.T) {
 	require.Equal(t, "v.gguf", forward.File)
 	require.Contains(t, forward.Why, "80 %")
 	require.Contains(t, forward.Why, "20.00 nats")
-	require.Contains(t, forward.Why, "at most 8.00 (unsteered 4.00)")
+	require.Contains(t, forward.Why, "at most 10.00 (unsteered 4.00)")
 	require.Contains(t, forward.Why, "at most 75 % (unsteered 50 %)")
 
 	// the readings of other prompts for negative strengths
-	f.UnsteeredReverse = measured(-40, -30, 2, 0.5)
+	f.UnsteeredReverse = measured(-40, -30, 1.9, 0.5)
 	require.Nil(t, f.recommend(true))
 	require.Equal(t, 0.75, f.recommend(false).Strength)
 
@@ -160,7 +160,7 @@ func TestMeasure(t *testing.T) {
 	for i, prompt := range prompts {
 		texts, err := writer.Generate(ctx, [][]ggmlsteer.Token{prompt}, ggmlsteer.GenerateOptions{Tokens: length}, nil)
 		require.NoError(t, err)
-		probs, err := m.Logprobs(ctx, slices.Concat(prompt, texts[0].Tokens), len(prompt), 1)
+		probs, err := m.Logprobs(ctx, slices.Concat(tokenize(""), texts[0].Tokens), 1, 1)
 		require.NoError(t, err)
 		sum, tokens = sum+logprobOf(probs), tokens+len(probs)
 		if demo.Loops(texts[0].Text) {
