@@ -131,7 +131,7 @@ Ctrl-C keeps the best that was found so far.`,
 		flags.StringVar(&reportPath, "report", "", "write the result as JSON to `FILE`")
 		flags.StringVar(&tracePath, "trace", "", "write a line of JSON for each step to `FILE`")
 		flags.BoolVar(&tensors, "trace-tensors", false, "with the vectors and gradients in --trace")
-		flags.StringVar(&plotPath, "plot", "", "draw loss and norms of each step into `FILE`.svg")
+		flags.StringVar(&plotPath, "plot", "", "draw loss and norms of each step into `FILE`, as SVG")
 		completeFiles(flags, "plot", "svg")
 		flags.BoolVar(&noRecipe, "no-recipe", false, "leave the job out of the steering file")
 	})

@@ -70,7 +70,7 @@ does most of what can be done while the texts stay readable.`,
 	addFlags(cmd, "Steering", func(flags *pflag.FlagSet) {
 		flags.StringArrayVarP(&f.files, "steer", "s", nil, "steering `FILE` or control vector, without a strength; several are compared (required)")
 		completeFiles(flags, "steer", "gguf")
-		flags.StringArrayVar(&f.strengths, "strengths", nil, "a strength, or `FROM:TO:STEP`; repeatable (default ±0.25, ±0.5, ±0.75, ±1, ±1.5, ±2)")
+		flags.StringArrayVar(&f.strengths, "strengths", nil, "`NUMBER` or FROM:TO:STEP, strengths to try; repeatable (default ±0.25, ±0.5, ±0.75, ±1, ±1.5, ±2)")
 	})
 	addFlags(cmd, "Texts (@FILE reads a file, @- standard input, @@ is an @)", func(flags *pflag.FlagSet) {
 		flags.StringArrayVarP(&f.prompts, "prompt", "p", nil, "`TEXT` to continue, none that the steering was made with; repeatable (default with -m demo: its own)")
@@ -81,7 +81,7 @@ does most of what can be done while the texts stay readable.`,
 	})
 	addFlags(cmd, "Sweep", func(flags *pflag.FlagSet) {
 		countVar(flags, &f.tokens, "n-predict", "n", 40, 1, math.MaxInt32, "most tokens of a continuation")
-		flags.StringVar(&plot, "plot", "", "draw it into `FILE`.svg")
+		flags.StringVar(&plot, "plot", "", "draw it into `FILE`, as SVG")
 		completeFiles(flags, "plot", "svg")
 		addPrecision(flags, &precision, precisionF32)
 	})
