@@ -217,15 +217,14 @@ int steer_token_ends(const steer_model * m, steer_token token) {
     return llama_vocab_is_eog(llama_model_get_vocab(m->model), token);
 }
 
-int32_t steer_chat(const steer_model * m, const char * system, const char * user, char * text, int32_t size) {
+int32_t steer_chat(const steer_model * m, const char * const * roles, const char * const * texts, int32_t n, char * text, int32_t size) {
     const char * tmpl = llama_model_chat_template(m->model, nullptr);
     if (!tmpl) {
         return -1;
     }
     std::vector<llama_chat_message> messages;
-    if (system) {
-        messages.push_back({ "system", system });
+    for (int32_t i = 0; i < n; ++i) {
+        messages.push_back({ roles[i], texts[i] });
     }
-    messages.push_back({ "user", user });
     return llama_chat_apply_template(tmpl, messages.data(), messages.size(), true, text, size);
 }

@@ -72,10 +72,10 @@ int32_t steer_token_text(const steer_model * model, steer_token token, int speci
 
 int steer_token_ends(const steer_model * model, steer_token token); // does it end a generation?
 
-// The chat template around a user's turn up to the assistant's header, with at
-// most size bytes written (without a NUL); system may be NULL. -1: the model has no
-// template, or llama.cpp does not know it.
-int32_t steer_chat(const steer_model * model, const char * system, const char * user, char * text, int32_t size);
+// The chat template around messages, up to the assistant's header, with at most size
+// bytes written (without a NUL). Roles are system, user and assistant. -1: the model has
+// no template, or llama.cpp does not know it.
+int32_t steer_chat(const steer_model * model, const char * const * roles, const char * const * texts, int32_t n, char * text, int32_t size);
 
 // ---- session: losses and gradients ----------------------------------------
 //

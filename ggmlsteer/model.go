@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,19 +220,48 @@ func (m *Model) Text(tokens []Token, special bool) string {
 // ends says whether a token ends a generation.
 func (m *Model) ends(t Token) bool { return C.steer_token_ends(m.c, C.steer_token(t)) != 0 }
 
+// A Message is one of a chat. Roles are RoleSystem, RoleUser and RoleAssistant.
+type Message struct {
+	Role, Text string
+}
+
+const (
+	RoleSystem    = "system"
+	RoleUser      = "user"
+	RoleAssistant = "assistant"
+)
+
 // Chat puts the model's chat template around a user's turn, up to and with the
 // assistant's header, with the template's control tokens parsed and BOS once.
 // Control tokens written by the user stay plain text. system may be "".
-func (m *Model) Chat(system, user string) ([]Token, error) { return m.chat(system, user, "") }
+func (m *Model) Chat(system, user string) ([]Token, error) {
+	return m.chat(turn(system, user), "")
+}
 
 // ChatCompletion is Chat with a completion after it: the completion's tokens
 // are those from len(Chat(system, user)) on.
 func (m *Model) ChatCompletion(system, user, completion string) ([]Token, error) {
-	return m.chat(system, user, completion)
+	return m.chat(turn(system, user), completion)
 }
 
-func (m *Model) chat(system, user, completion string) ([]Token, error) {
-	text, err := m.renderChat(system, user)
+// ChatMessages is Chat with a history: the messages end with a user's, and the
+// assistant's header follows.
+func (m *Model) ChatMessages(messages []Message) ([]Token, error) {
+	if n := len(messages); n == 0 || messages[n-1].Role != RoleUser {
+		return nil, errors.New("the last message of a chat must be a user's")
+	}
+	return m.chat(messages, "")
+}
+
+func turn(system, user string) []Message {
+	if system == "" {
+		return []Message{{RoleUser, user}}
+	}
+	return []Message{{RoleSystem, system}, {RoleUser, user}}
+}
+
+func (m *Model) chat(messages []Message, completion string) ([]Token, error) {
+	text, err := m.renderChat(messages)
 	if err != nil {
 		return nil, err
 	}
@@ -243,12 +273,12 @@ func (m *Model) chat(system, user, completion string) ([]Token, error) {
 		addSpecial = false
 	}
 	plain := true
-	for _, part := range []string{system, user, completion} {
-		as, err := m.tokenize(part, false, true)
+	for _, message := range append(slices.Clone(messages), Message{"", completion}) {
+		as, err := m.tokenize(message.Text, false, true)
 		if err != nil {
 			return nil, err
 		}
-		if is, _ := m.tokenize(part, false, false); len(as) != len(is) {
+		if is, _ := m.tokenize(message.Text, false, false); len(as) != len(is) {
 			plain = false
 		}
 	}
@@ -257,12 +287,12 @@ func (m *Model) chat(system, user, completion string) ([]Token, error) {
 	}
 	// Somebody wrote a control token: tokenize the template around marks, and
 	// what stands at the marks by itself.
-	const systemMark, userMark = "\x01system\x01", "\x01user\x01"
-	mark := systemMark
-	if system == "" {
-		mark = ""
+	mark := func(i int) string { return fmt.Sprintf("\x01message %d\x01", i) }
+	marked := slices.Clone(messages)
+	for i := range marked {
+		marked[i].Text = mark(i)
 	}
-	if text, err = m.renderChat(mark, userMark); err != nil {
+	if text, err = m.renderChat(marked); err != nil {
 		return nil, err
 	}
 	var tokens []Token
@@ -276,9 +306,9 @@ func (m *Model) chat(system, user, completion string) ([]Token, error) {
 	}
 	for text != "" {
 		at, found, value := len(text), "", ""
-		for mark, v := range map[string]string{systemMark: system, userMark: user} {
-			if i := strings.Index(text, mark); i >= 0 && i < at {
-				at, found, value = i, mark, v
+		for i, message := range messages {
+			if j := strings.Index(text, mark(i)); j >= 0 && j < at {
+				at, found, value = j, mark(i), message.Text
 			}
 		}
 		if err := add(text[:at], true); err != nil {
@@ -292,21 +322,26 @@ func (m *Model) chat(system, user, completion string) ([]Token, error) {
 	return tokens, add(completion, false)
 }
 
-func (m *Model) renderChat(system, user string) (string, error) {
+func (m *Model) renderChat(messages []Message) (string, error) {
 	if err := m.acquire(); err != nil {
 		return "", err
 	}
 	defer m.release()
-	var csystem *C.char
-	if system != "" {
-		csystem = C.CString(system)
-		defer C.free(unsafe.Pointer(csystem))
+	var roles, texts []*C.char
+	size := 1024
+	for _, message := range messages {
+		if strings.Contains(message.Text, "\x00") {
+			return "", &loader.InputError{Message: "a text of a chat holds a zero byte, which no template can take"}
+		}
+		role, text := C.CString(message.Role), C.CString(message.Text)
+		defer C.free(unsafe.Pointer(role))
+		defer C.free(unsafe.Pointer(text))
+		roles, texts = append(roles, role), append(texts, text)
+		size += 64 + 2*len(message.Text)
 	}
-	cuser := C.CString(user)
-	defer C.free(unsafe.Pointer(cuser))
-	text := make([]byte, 1024+2*(len(system)+len(user)))
+	text := make([]byte, size)
 	for {
-		n := C.steer_chat(m.c, csystem, cuser, (*C.char)(unsafe.Pointer(&text[0])), C.int32_t(len(text)))
+		n := C.steer_chat(m.c, unsafe.SliceData(roles), unsafe.SliceData(texts), C.int32_t(len(messages)), (*C.char)(unsafe.Pointer(&text[0])), C.int32_t(len(text)))
 		switch {
 		case n < 0 && !m.info.Chat:
 			return "", &loader.InputError{Message: m.info.Path + ": the model has no chat template", Hint: "leave out --chat, or use an instruction-tuned model"}

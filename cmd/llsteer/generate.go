@@ -87,15 +87,20 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 	})
 	addFlags(cmd, "Generation", func(flags *pflag.FlagSet) {
 		countVar(flags, &o.Tokens, "n-predict", "n", 64, 0, math.MaxInt32, "most tokens of a continuation")
-		numberVar(flags, &o.Temperature, "temp", 0, 0, math.MaxFloat32, "temperature; 0 is greedy, and the next five are not used then (default 0)")
-		countVar(flags, &o.TopK, "top-k", "", 40, 0, math.MaxInt32, "draw from the K likeliest tokens; 0: all")
-		numberVar(flags, &o.TopP, "top-p", 0.95, 0, 1, "draw from the likeliest tokens that together have this probability; 1: all")
-		numberVar(flags, &o.MinP, "min-p", 0.05, 0, 1, "draw from tokens at least this probable, next to the likeliest; 0: all")
-		numberVar(flags, &o.RepeatPenalty, "repeat-penalty", 1, math.SmallestNonzeroFloat64, math.MaxFloat32, "makes the last 64 tokens unlikelier; 1: off")
+		addSampling(flags, &o)
 		addPrecision(flags, &precision, "llama.cpp's ordinary decoding")
 	})
 	model.add(cmd)
 	return cmd
+}
+
+// addSampling defines how tokens are drawn.
+func addSampling(flags *pflag.FlagSet, o *ggmlsteer.GenerateOptions) {
+	numberVar(flags, &o.Temperature, "temp", 0, 0, math.MaxFloat32, "temperature; 0 is greedy, and the next five are not used then (default 0)")
+	countVar(flags, &o.TopK, "top-k", "", 40, 0, math.MaxInt32, "draw from the K likeliest tokens; 0: all")
+	numberVar(flags, &o.TopP, "top-p", 0.95, 0, 1, "draw from the likeliest tokens that together have this probability; 1: all")
+	numberVar(flags, &o.MinP, "min-p", 0.05, 0, 1, "draw from tokens at least this probable, next to the likeliest; 0: all")
+	numberVar(flags, &o.RepeatPenalty, "repeat-penalty", 1, math.SmallestNonzeroFloat64, math.MaxFloat32, "makes the last 64 tokens unlikelier; 1: off")
 }
 
 // A generation continues prompts, unsteered or steered.
