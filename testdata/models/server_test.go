@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/testdata/demo"
 	"github.com/stretchr/testify/require"
 )
@@ -141,19 +142,11 @@ type served struct {
 
 // completion is what the server goes on with after tokens, greedily: 20 tokens and their text.
 func completion(t *testing.T, address string, tokens []int32) ([]served, string) {
-	body, err := json.Marshal(map[string]any{"prompt": tokens, "n_predict": 20, "n_probs": 10, "temperature": 0, "cache_prompt": false})
-	require.NoError(t, err)
-	response, err := http.Post(address+"/completion", "application/json", bytes.NewReader(body))
-	require.NoError(t, err)
-	defer response.Body.Close()
-	data, err := io.ReadAll(response.Body)
-	require.NoError(t, err)
-	require.Equal(t, http.StatusOK, response.StatusCode, string(data))
 	var answer struct {
 		Content       string
 		Probabilities []served `json:"completion_probabilities"`
 	}
-	require.NoError(t, json.Unmarshal(data, &answer))
+	post(t, address+"/completion", map[string]any{"prompt": tokens, "n_predict": 20, "n_probs": 10, "temperature": 0, "cache_prompt": false}, &answer)
 	return answer.Probabilities, answer.Content
 }
 
@@ -308,4 +301,45 @@ func verdict(t *testing.T, code int, want, vector, path, address string, args ..
 	var answer struct{ Verdict string }
 	require.NoError(t, json.Unmarshal(out, &answer), fmt.Sprint(strings.TrimSpace(string(out))))
 	require.Equal(t, want, answer.Verdict)
+}
+
+// A conversation in the chat template has the tokens that llama-server makes of it. (The server's own template engine
+// adds SmolLM2's default system text where there is none; llsteer adds none.)
+func TestChatTemplate(t *testing.T) {
+	path := model(t, "smollm2-135m.gguf")
+	address := server(t, path)
+	messages := []ggmlsteer.Message{
+		{Role: ggmlsteer.RoleSystem, Text: "You like the sea."},
+		{Role: ggmlsteer.RoleUser, Text: "Where do you live?"},
+		{Role: ggmlsteer.RoleAssistant, Text: "On a beach."},
+		{Role: ggmlsteer.RoleUser, Text: "And where is <that>, s'il te plaît?"},
+	}
+	var views []map[string]string
+	for _, m := range messages {
+		views = append(views, map[string]string{"role": m.Role, "content": m.Text})
+	}
+	var prompt struct{ Prompt string }
+	post(t, address+"/apply-template", map[string]any{"messages": views}, &prompt)
+	var tokens struct{ Tokens []ggmlsteer.Token }
+	post(t, address+"/tokenize", map[string]any{"content": prompt.Prompt, "add_special": true, "parse_special": true}, &tokens)
+
+	m, err := ggmlsteer.Open(path, ggmlsteer.Options{})
+	require.NoError(t, err)
+	defer m.Close()
+	own, err := m.ChatMessages(messages)
+	require.NoError(t, err)
+	require.Equal(t, tokens.Tokens, own, prompt.Prompt)
+}
+
+// post sends JSON to a server and reads its answer.
+func post(t *testing.T, address string, request, answer any) {
+	body, err := json.Marshal(request)
+	require.NoError(t, err)
+	response, err := http.Post(address, "application/json", bytes.NewReader(body))
+	require.NoError(t, err)
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, response.StatusCode, string(data))
+	require.NoError(t, json.Unmarshal(data, answer), string(data))
 }
