@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,8 +45,8 @@ type subject struct {
 	prompts    []string
 }
 
-// subjects are the demo model and both public ones.
-func subjects(t *testing.T) []subject {
+// subjects are the demo model and both public ones, or those of these names.
+func subjects(t *testing.T, names ...string) (chosen []subject) {
 	dir := t.TempDir()
 	demoPath := filepath.Join(dir, "demo.gguf")
 	require.NoError(t, os.WriteFile(demoPath, demo.Model, 0o600))
@@ -62,13 +63,16 @@ func subjects(t *testing.T) []subject {
 		// the vector is to do something, not to be good
 		"smollm2-135m": {"recipe.yaml", "--layer", "12", "--target-loss", "none", "--max-iters", "30"},
 	}
-	for i := range all {
-		s := &all[i]
+	for _, s := range all {
+		if len(names) > 0 && !slices.Contains(names, s.name) {
+			continue
+		}
 		s.steering, s.vector = filepath.Join(dir, s.name+"-steering.gguf"), filepath.Join(dir, s.name+"-cvec.gguf")
 		llsteer[report](t, append(append([]string{"optimize", "-m", s.path}, jobs[s.name]...), "-o", s.steering)...)
 		s.export(t, s.vector, s.steering+":"+s.strength)
+		chosen = append(chosen, s)
 	}
-	return all
+	return chosen
 }
 
 func (s *subject) export(t *testing.T, out string, from ...string) {
@@ -342,4 +346,26 @@ func post(t *testing.T, address string, request, answer any) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, response.StatusCode, string(data))
 	require.NoError(t, json.Unmarshal(data, answer), string(data))
+}
+
+// examples/yzma is another program on the libllama of that server: it writes what the
+// server writes, to the letter, and TestLlamaServer compares the server with llsteer.
+func TestYzma(t *testing.T) {
+	s := subjects(t, "demo")[0]
+	tokens := tokensOf(t, s.path, s.prompts[0])
+	texts := map[string]bool{}
+	for _, strength := range []string{"0", "1", "-0.5"} {
+		cmd := exec.Command("go", "run", ".", s.path, s.vector, strength, s.prompts[0])
+		cmd.Dir = "../../examples/yzma"
+		cmd.Env = append(os.Environ(), "YZMA_LIB="+os.Getenv("LLSTEER_SERVER"))
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		require.NoError(t, err, stderr.String())
+		_, text := completion(t, server(t, s.path, "--control-vector-scaled", s.vector+":"+strength), tokens)
+		t.Logf("%s %q", strength, text)
+		require.Equal(t, text, strings.TrimSuffix(string(out), "\n"))
+		texts[text] = true
+	}
+	require.Len(t, texts, 3, "the strength changes nothing")
 }
