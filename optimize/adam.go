@@ -2,6 +2,7 @@ package optimize
 
 import (
 	"math"
+	"slices"
 
 	"github.com/llsteer/llsteer/loader"
 )
@@ -15,6 +16,9 @@ type optimizer interface {
 	step(params []loader.Parameters)
 	// retreat sets params to a shorter step than the one that was not accepted.
 	retreat(params []loader.Parameters)
+	// fits says whether its state, which JSON holds, is that of an optimizer which made a
+	// step of rows of these widths.
+	fits(widths []int) bool
 }
 
 // Values of the option optimizer.
@@ -36,8 +40,8 @@ func (o *Options) newOptimizer(lr []float64) optimizer {
 type adam struct {
 	lr                []float64 // of each layer's parameters
 	beta1, beta2, eps float64
-	steps             int
-	first, second     [][]float64 // moments of each row, layer by layer
+	Steps             int
+	First, Second     [][]float64 // moments of each row, layer by layer
 	gradient          []loader.Parameters
 }
 
@@ -55,18 +59,18 @@ func (a *adam) retreat([]loader.Parameters) {}
 
 // step moves params, in place, against the gradient.
 func (a *adam) step(params []loader.Parameters) {
-	a.steps++
-	bias1 := 1 - math.Pow(a.beta1, float64(a.steps))
-	bias2 := 1 - math.Pow(a.beta2, float64(a.steps))
+	a.Steps++
+	bias1 := 1 - math.Pow(a.beta1, float64(a.Steps))
+	bias2 := 1 - math.Pow(a.beta2, float64(a.Steps))
 	k := 0
 	for i := range params {
 		slopes := rows(a.gradient[i])
 		for j, row := range rows(params[i]) {
-			if k == len(a.first) {
-				a.first = append(a.first, make([]float64, len(row)))
-				a.second = append(a.second, make([]float64, len(row)))
+			if k == len(a.First) {
+				a.First = append(a.First, make([]float64, len(row)))
+				a.Second = append(a.Second, make([]float64, len(row)))
 			}
-			first, second := a.first[k], a.second[k]
+			first, second := a.First[k], a.Second[k]
 			k++
 			for n := range row {
 				g := float64(slopes[j][n])
@@ -77,4 +81,13 @@ func (a *adam) step(params []loader.Parameters) {
 			}
 		}
 	}
+}
+
+func (a *adam) fits(widths []int) bool {
+	return a.Steps > 0 && areOfWidths(a.First, widths) && areOfWidths(a.Second, widths)
+}
+
+// areOfWidths says whether rows have these widths.
+func areOfWidths[T any](rows [][]T, widths []int) bool {
+	return slices.EqualFunc(rows, widths, func(row []T, width int) bool { return len(row) == width })
 }

@@ -35,6 +35,12 @@ type Point struct {
 	Steered, Unsteered [][][]float32
 }
 
+// limitsNorm says whether an objective needs a constraint that keeps the norm from growing.
+func limitsNorm(o OutputObjective) bool {
+	_, isNorm := o.(sizeObjective)
+	return !isNorm
+}
+
 // outputObjective is the one that the job asks for.
 func (j *Job) outputObjective() OutputObjective {
 	switch {
@@ -154,12 +160,26 @@ func (m melbo) Evaluate(at Point) (value float64, _ []loader.Parameters, byStrea
 // large in the multipliers λ, with h = m − g − s² for each constraint g ≤ m.
 type constrained struct {
 	*descent
-	what      OutputObjective
-	unsteered [][][]float32
+	*shrinking
+	what        OutputObjective
+	normLimited bool // one more constraint, the last: that of Σ ‖v‖ + ‖M‖F
+	unsteered   [][][]float32
+}
 
-	limits, slacks, multipliers []float64 // m, s, λ: of each completion, then perhaps of the norm
-	normLimited                 bool
-	factor                      float64
+// A shrinking is what an output-constrained stage knows between two evaluations, beside the
+// parameters. It is kept, as JSON, to go on from.
+type shrinking struct {
+	Entered       *Step // the last of the first stage
+	Stop          Stop  // why that ended
+	TokensPerStep int   // of the first stage
+
+	Limits, Slacks, Multipliers []float64 // m, s, λ: of each completion, then perhaps of the norm
+	Factor                      float64
+	Steps                       adamax
+	Previous                    float64 // value of f one step ago
+	Best                        *Step   // the least value whose constraints all hold; nil before the first evaluation
+	BestValue                   float64
+	LossesBefore                Losses
 }
 
 // A trial is one evaluation of the stage.
@@ -178,85 +198,90 @@ func (t *trial) feasible() bool {
 	return !slices.ContainsFunc(t.gaps, func(gap float64) bool { return !(gap >= 0) })
 }
 
-// run returns what is kept: the evaluation with the least objective whose constraints
-// all hold, that of the parameters which entered among them.
+// run returns the best step: the evaluation with the least objective whose constraints
+// all hold, that of the parameters which entered among them. The end of ctx is an error that
+// comes with what was found until then, nil before the first evaluation.
 func (c *constrained) run(ctx context.Context) (*Step, *OutputConstrained, error) {
-	c.what = c.job.outputObjective()
-	o := c.objective
-	o.noise, o.prompts = nil, 0 // all completions, as they are
-	o.observed = c.what.Observed()
-	if err := o.open(o.all); err != nil {
+	c.kept()
+	if err := c.open(ctx); err != nil {
 		return nil, nil, err
 	}
-	if o.observed != nil {
-		_, streams, err := o.session.ForwardObserved(ctx, o.nothing())
-		if err != nil {
-			return nil, nil, err
-		}
-		c.unsteered = streams
-	}
-	c.iter = 0
-	entered, err := c.try(ctx, c.params)
-	if err != nil {
-		return nil, nil, err
-	}
-	c.constrain(entered)
-	entered.gaps = c.gaps(entered)
-
-	best := entered
-	kept, iters := 0, 0
-	steps := newAdamax(c.lr())
-	previous := math.Inf(1)
-	for t := entered; ; c.iter++ {
-		if c.iter > 0 {
-			if t, err = c.try(ctx, c.params); err != nil {
-				if ctx.Err() != nil {
-					break
-				}
-				return nil, nil, err
+	rates := c.rates()
+	for {
+		t, err := c.try(ctx, c.Params)
+		var gradient []loader.Parameters
+		var bySlack, byMultiplier []float64
+		if err == nil {
+			if c.Iter == 0 {
+				c.constrain(t)
 			}
 			t.gaps = c.gaps(t)
+			gradient, bySlack, byMultiplier, err = c.differentiate(ctx, t)
 		}
-		gradient, bySlack, byMultiplier, err := c.differentiate(ctx, t)
-		if err != nil {
-			if ctx.Err() != nil && c.iter > 0 {
-				break
+		if err != nil && ctx.Err() != nil {
+			c.kept()
+			if c.shrinking.Best == nil {
+				return nil, nil, err
 			}
+			step, summary := c.summarize(c.Iter - 1)
+			return step, summary, err
+		}
+		if err != nil {
 			return nil, nil, c.explain(err)
 		}
-		iters = c.iter
 		t.evaluation.gradient = gradient
-		c.reportTrial(t)
-		if t.feasible() && t.value < best.value {
-			best, kept = t, c.iter
+		step := c.stepOf(c.Iter, t.params, t.evaluation)
+		step.Stage = 2
+		c.report(step)
+		if c.Iter == 0 || t.feasible() && t.value < c.BestValue {
+			c.shrinking.Best, c.BestValue = step, t.value
 		}
-		if t.value > previous || c.job.MaxOutputConstrIters != nil && c.iter >= *c.job.MaxOutputConstrIters || ctx.Err() != nil {
-			break
+		if c.Iter > 0 && t.value > c.shrinking.Previous || c.job.MaxOutputConstrIters != nil && c.Iter >= *c.job.MaxOutputConstrIters {
+			step, summary := c.summarize(c.Iter)
+			return step, summary, nil
 		}
-		previous = t.value
-		c.params = clone(c.params)
-		steps.step(c.params, gradient, c.slacks, bySlack, c.multipliers, byMultiplier)
-		c.limit(c.params)
+		c.shrinking.Previous = t.value
+		c.Params = clone(c.Params)
+		c.Steps.step(rates, c.Params, gradient, c.Slacks, bySlack, c.Multipliers, byMultiplier)
+		c.limit(c.Params)
+		c.Iter++
+		c.kept()
 	}
-	if kept != iters { // so that the last step describes the result
-		c.iter = iters + 1
-		c.reportTrial(best)
-	}
-	return c.stepOf(c.iter, best.params, best.evaluation), &OutputConstrained{
-		Iters: iters, NormBefore: vectorNorms(entered.params), NormAfter: vectorNorms(best.params),
-		LossesBefore: entered.evaluation.losses, LossesAfter: best.evaluation.losses,
-	}, nil
 }
 
-func (c *constrained) reportTrial(t *trial) {
-	step := c.stepOf(c.iter, t.params, t.evaluation)
-	step.Stage = 2
-	c.report(step)
+// open prepares all completions, as they are.
+func (c *constrained) open(ctx context.Context) error {
+	c.what = c.job.outputObjective()
+	c.normLimited = limitsNorm(c.what)
+	o := c.objective
+	o.noise, o.prompts = nil, 0
+	o.observed = c.what.Observed()
+	if err := o.open(o.all); err != nil || o.observed == nil {
+		return err
+	}
+	var err error
+	_, c.unsteered, err = o.session.ForwardObserved(ctx, o.nothing())
+	return err
 }
 
-// lr is Adamax's learning rate for each parameters. An automatic one of the descent
+// summarize tells of the stage after so many steps. The best one is reported once more if
+// another was later, so that the last report describes the result.
+func (c *constrained) summarize(iters int) (*Step, *OutputConstrained) {
+	best := c.shrinking.Best
+	if best.Iter != iters {
+		again := *best
+		again.Iter = iters + 1
+		c.report(&again)
+	}
+	return best, &OutputConstrained{
+		Iters: iters, NormBefore: vectorNorms(c.Entered.params()), NormAfter: vectorNorms(best.params()),
+		LossesBefore: c.LossesBefore, LossesAfter: best.Losses,
+	}
+}
+
+// rates is Adamax's learning rate for each parameters. An automatic one of the descent
 // is long for this stage, which follows the edge of what the losses allow.
-func (c *constrained) lr() []float64 {
+func (c *constrained) rates() []float64 {
 	const share = 0.2
 	lr := slices.Clone(c.scales.lr)
 	for i := range lr {
@@ -281,23 +306,23 @@ func (c *constrained) constrain(entered *trial) {
 		if of.target != nil {
 			own = *of.target
 		}
-		c.limits = append(c.limits, min(own, entered.losses[i]+c.job.Eps))
+		c.Limits = append(c.Limits, min(own, entered.losses[i]+c.job.Eps))
 	}
-	if _, isNorm := c.what.(sizeObjective); !isNorm {
-		c.normLimited = true
-		c.limits = append(c.limits, size(entered.params))
+	if c.normLimited {
+		c.Limits = append(c.Limits, size(entered.params))
 	}
 	for _, gap := range c.gaps(entered) {
-		c.slacks = append(c.slacks, math.Sqrt(max(0, gap)))
+		c.Slacks = append(c.Slacks, math.Sqrt(max(0, gap)))
 	}
-	c.multipliers = make([]float64, len(c.limits))
-	c.factor = size(entered.params) / (c.job.Eps + target)
+	c.Multipliers = make([]float64, len(c.Limits))
+	c.Factor = size(entered.params) / (c.job.Eps + target)
+	c.LossesBefore = entered.evaluation.losses
 }
 
 // gaps are m − g of each constraint.
 func (c *constrained) gaps(t *trial) []float64 {
-	gaps := make([]float64, len(c.limits))
-	for i, limit := range c.limits {
+	gaps := make([]float64, len(c.Limits))
+	for i, limit := range c.Limits {
 		if i < len(t.losses) {
 			gaps[i] = limit - t.losses[i]
 		} else {
@@ -327,11 +352,11 @@ func (c *constrained) try(ctx context.Context, params []loader.Parameters) (*tri
 		return nil, err
 	}
 	if t.losses, t.slopes, err = o.lossesOf(probs); err != nil {
-		return nil, c.explain(err)
+		return nil, err
 	}
 	t.value, t.byParams, t.byStreams = c.what.Evaluate(at)
 	if math.IsNaN(t.value) || math.IsInf(t.value, 0) {
-		return nil, fmt.Errorf("in the output-constrained stage, after %d steps, the objective is %v", c.iter, t.value)
+		return nil, fmt.Errorf("in the output-constrained stage, after %d steps, the objective is %v", c.Iter, t.value)
 	}
 	t.evaluation = o.report(params, t.losses)
 	return t, nil
@@ -341,13 +366,13 @@ func (c *constrained) try(ctx context.Context, params []loader.Parameters) (*tri
 // multipliers, at the last trial.
 func (c *constrained) differentiate(ctx context.Context, t *trial) (gradient []loader.Parameters, bySlack, byMultiplier []float64, err error) {
 	o := c.objective
-	bySlack, byMultiplier = make([]float64, len(c.limits)), make([]float64, len(c.limits))
-	pull := make([]float64, len(c.limits)) // derivative by g
+	bySlack, byMultiplier = make([]float64, len(c.Limits)), make([]float64, len(c.Limits))
+	pull := make([]float64, len(c.Limits)) // derivative by g
 	for i, gap := range t.gaps {
-		h := gap - c.slacks[i]*c.slacks[i]
-		pull[i] = -c.factor * (c.multipliers[i] + h)
-		bySlack[i] = 2 * c.slacks[i] * pull[i]
-		byMultiplier[i] = c.factor * h
+		h := gap - c.Slacks[i]*c.Slacks[i]
+		pull[i] = -c.Factor * (c.Multipliers[i] + h)
+		bySlack[i] = 2 * c.Slacks[i] * pull[i]
+		byMultiplier[i] = c.Factor * h
 	}
 	for i := range t.slopes {
 		scale(t.slopes[i], pull[i])
@@ -402,33 +427,29 @@ func vectorNorms(params []loader.Parameters) float64 {
 }
 
 // An adamax holds the state of Adamax (arXiv 1412.6980, algorithm 2) for parameters,
-// slacks and multipliers. The latter two have the least of the parameters' learning rates.
+// slacks and multipliers.
 type adamax struct {
-	lr                []float64
-	beta1, beta2, eps float64
-	steps             int
-	first, largest    [][]float64
+	Taken          int // steps
+	First, Largest [][]float64
 }
 
-func newAdamax(lr []float64) *adamax {
-	return &adamax{lr: lr, beta1: 0.9, beta2: 0.999, eps: 1e-8}
-}
-
-// step moves params and slacks against their gradients, multipliers along theirs.
-func (a *adamax) step(params, gradient []loader.Parameters, slacks, bySlack, multipliers, byMultiplier []float64) {
-	a.steps++
+// step moves params and slacks against their gradients, multipliers along theirs. rates are
+// the parameters' learning rates, of which slacks and multipliers have the least.
+func (a *adamax) step(rates []float64, params, gradient []loader.Parameters, slacks, bySlack, multipliers, byMultiplier []float64) {
+	const beta1, beta2, eps = 0.9, 0.999, 1e-8
+	a.Taken++
 	k := 0
 	moves := func(slopes []float64, lr float64) []float64 {
-		if k == len(a.first) {
-			a.first, a.largest = append(a.first, make([]float64, len(slopes))), append(a.largest, make([]float64, len(slopes)))
+		if k == len(a.First) {
+			a.First, a.Largest = append(a.First, make([]float64, len(slopes))), append(a.Largest, make([]float64, len(slopes)))
 		}
-		first, largest := a.first[k], a.largest[k]
+		first, largest := a.First[k], a.Largest[k]
 		k++
 		by := make([]float64, len(slopes))
-		rate := lr / (1 - math.Pow(a.beta1, float64(a.steps)))
+		rate := lr / (1 - math.Pow(beta1, float64(a.Taken)))
 		for n, g := range slopes {
-			first[n] = a.beta1*first[n] + (1-a.beta1)*g
-			largest[n] = max(a.beta2*largest[n], math.Abs(g)+a.eps)
+			first[n] = beta1*first[n] + (1-beta1)*g
+			largest[n] = max(beta2*largest[n], math.Abs(g)+eps)
 			by[n] = rate * first[n] / largest[n]
 		}
 		return by
@@ -436,11 +457,16 @@ func (a *adamax) step(params, gradient []loader.Parameters, slacks, bySlack, mul
 	for i := range params {
 		slopes := rows(gradient[i])
 		for r, row := range rows(params[i]) {
-			for n, by := range moves(doubles(slopes[r]), a.lr[i]) {
+			for n, by := range moves(doubles(slopes[r]), rates[i]) {
 				row[n] = float32(float64(row[n]) - by)
 			}
 		}
 	}
-	axpy(-1, moves(bySlack, slices.Min(a.lr)), slacks)
-	axpy(1, moves(byMultiplier, slices.Min(a.lr)), multipliers)
+	axpy(-1, moves(bySlack, slices.Min(rates)), slacks)
+	axpy(1, moves(byMultiplier, slices.Min(rates)), multipliers)
+}
+
+// fits is as an optimizer's.
+func (a *adamax) fits(widths []int) bool {
+	return a.Taken > 0 && areOfWidths(a.First, widths) && areOfWidths(a.Largest, widths)
 }

@@ -2,6 +2,7 @@ package optimize
 
 import (
 	"math"
+	"slices"
 
 	"github.com/llsteer/llsteer/loader"
 )
@@ -15,19 +16,19 @@ import (
 // another's.
 type lbfgs struct {
 	lr    []float64 // of each layer's parameters
-	pairs []pair    // the last of them, oldest first
-	bound float64   // of a step's length
+	Pairs []pair    // the last of them, oldest first
+	Bound float64   // of a step's length
 
-	at, slope []float64 // the last step's end: parameters and gradient
-	loss      float64
-	move      []float64 // the step from there
-	trials    int       // evaluations of it that were not accepted
+	At, Slope []float64 // the last step's end: parameters and gradient
+	Loss      float64
+	Move      []float64 // the step from there
+	Trials    int       // evaluations of it that were not accepted
 }
 
 // A pair is the change of the parameters in a step, and that of the gradient.
 type pair struct {
-	s, y []float64
-	rho  float64 // 1/(s·y)
+	S, Y []float64
+	Rho  float64 // 1/(s·y)
 }
 
 const (
@@ -56,42 +57,42 @@ func newLBFGS(lr []float64) *lbfgs { return &lbfgs{lr: lr} }
 
 func (b *lbfgs) accepts(params, gradient []loader.Parameters, loss float64) bool {
 	x, g := b.flat(params, -1), b.flat(gradient, 1)
-	if b.at == nil {
-		b.bound = lbfgsFirst * math.Sqrt(float64(len(x)))
-		b.at, b.slope, b.loss = x, g, loss
+	if b.At == nil {
+		b.Bound = lbfgsFirst * math.Sqrt(float64(len(x)))
+		b.At, b.Slope, b.Loss = x, g, loss
 		return true
 	}
-	s, y := minus(x, b.at), minus(g, b.slope)
-	if loss > b.loss+lbfgsLeast*dot(b.slope, s) && b.trials < lbfgsTrials {
+	s, y := minus(x, b.At), minus(g, b.Slope)
+	if loss > b.Loss+lbfgsLeast*dot(b.Slope, s) && b.Trials < lbfgsTrials {
 		return false
 	}
 	const parallel = 1e-10 // cosine: below, the curvature is rounding, or not that of a valley
 	if sy := dot(s, y); sy > parallel*length(s)*length(y) {
-		b.pairs = append(b.pairs, pair{s, y, 1 / sy})
-		b.pairs = b.pairs[max(0, len(b.pairs)-lbfgsPairs):]
+		b.Pairs = append(b.Pairs, pair{s, y, 1 / sy})
+		b.Pairs = b.Pairs[max(0, len(b.Pairs)-lbfgsPairs):]
 	}
-	if b.trials == 0 {
-		b.bound = max(b.bound, lbfgsGrowth*length(s))
+	if b.Trials == 0 {
+		b.Bound = max(b.Bound, lbfgsGrowth*length(s))
 	} else {
-		b.bound = length(s)
+		b.Bound = length(s)
 	}
-	b.at, b.slope, b.loss = x, g, loss
+	b.At, b.Slope, b.Loss = x, g, loss
 	return true
 }
 
 func (b *lbfgs) step(params []loader.Parameters) {
-	b.move = b.direction()
-	if n := length(b.move); n > b.bound || len(b.pairs) == 0 && n > 0 { // the gradient alone tells no length
-		scale(b.move, b.bound/n)
+	b.Move = b.direction()
+	if n := length(b.Move); n > b.Bound || len(b.Pairs) == 0 && n > 0 { // the gradient alone tells no length
+		scale(b.Move, b.Bound/n)
 	}
-	b.trials = 0
+	b.Trials = 0
 	b.put(params)
 }
 
 // retreat takes half the step that was not accepted.
 func (b *lbfgs) retreat(params []loader.Parameters) {
-	scale(b.move, 0.5)
-	b.trials++
+	scale(b.Move, 0.5)
+	b.Trials++
 	b.put(params)
 }
 
@@ -100,7 +101,7 @@ func (b *lbfgs) put(params []loader.Parameters) {
 	for i, p := range params {
 		for _, row := range rows(p) {
 			for n := range row {
-				row[n] = float32((b.at[k] + b.move[k]) * b.lr[i])
+				row[n] = float32((b.At[k] + b.Move[k]) * b.lr[i])
 				k++
 			}
 		}
@@ -109,23 +110,35 @@ func (b *lbfgs) put(params []loader.Parameters) {
 
 // direction is −H·gradient, H the inverse Hessian that the pairs tell.
 func (b *lbfgs) direction() []float64 {
-	q := make([]float64, len(b.slope))
-	copy(q, b.slope)
-	alpha := make([]float64, len(b.pairs))
-	for i := len(b.pairs) - 1; i >= 0; i-- {
-		alpha[i] = b.pairs[i].rho * dot(b.pairs[i].s, q)
-		axpy(-alpha[i], b.pairs[i].y, q)
+	q := make([]float64, len(b.Slope))
+	copy(q, b.Slope)
+	alpha := make([]float64, len(b.Pairs))
+	for i := len(b.Pairs) - 1; i >= 0; i-- {
+		alpha[i] = b.Pairs[i].Rho * dot(b.Pairs[i].S, q)
+		axpy(-alpha[i], b.Pairs[i].Y, q)
 	}
-	if n := len(b.pairs); n > 0 {
-		last := b.pairs[n-1]
-		scale(q, 1/(last.rho*dot(last.y, last.y)))
+	if n := len(b.Pairs); n > 0 {
+		last := b.Pairs[n-1]
+		scale(q, 1/(last.Rho*dot(last.Y, last.Y)))
 	}
-	for i, p := range b.pairs {
-		beta := p.rho * dot(p.y, q)
-		axpy(alpha[i]-beta, p.s, q)
+	for i, p := range b.Pairs {
+		beta := p.Rho * dot(p.Y, q)
+		axpy(alpha[i]-beta, p.S, q)
 	}
 	scale(q, -1)
 	return q
+}
+
+func (b *lbfgs) fits(widths []int) bool {
+	n := 0
+	for _, width := range widths {
+		n += width
+	}
+	all := [][]float64{b.At, b.Slope, b.Move}
+	for _, p := range b.Pairs {
+		all = append(all, p.S, p.Y)
+	}
+	return !slices.ContainsFunc(all, func(x []float64) bool { return len(x) != n })
 }
 
 func minus(a, b []float64) []float64 {

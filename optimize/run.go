@@ -47,13 +47,21 @@ func (e engine) newSession(o ggmlsteer.SessionOptions, seqs []ggmlsteer.Sequence
 }
 
 func run(ctx context.Context, m model, job *Job, progress func(Step)) (*Result, error) {
+	return runFrom(ctx, m, job, nil, nil, progress)
+}
+
+func runFrom(ctx context.Context, m model, job *Job, from []byte, keep Keep, progress func(Step)) (*Result, error) {
 	s, err := newSetup(ctx, m, job)
 	if err != nil {
 		return nil, err
 	}
-	objective := s.objective()
-	defer objective.close()
-	d := &descent{setup: s, objective: objective, params: s.params, optimizer: job.newOptimizer(s.scales.lr), progress: progress}
+	d := s.descent(keep, progress)
+	defer d.objective.close()
+	if from != nil {
+		if err := d.goOn(ctx, from); err != nil {
+			return nil, err
+		}
+	}
 	result, err := d.run(ctx)
 	if err != nil {
 		return nil, err
@@ -147,39 +155,50 @@ func same(x []float64) bool {
 // A descent is the loop of section 4 of docs/steering.md: evaluate, look whether to stop, step.
 type descent struct {
 	*setup
+	state
 	objective *objective
-	params    []loader.Parameters // of the next evaluation
-	iter      int                 // steps before it
-	optimizer optimizer
 	progress  func(Step)
-	seconds   []float64 // of each step
+	keep      Keep
+}
+
+// descent begins one; its objective is to be closed by the caller.
+func (s *setup) descent(keep Keep, progress func(Step)) *descent {
+	return &descent{
+		setup: s, objective: s.objective(), progress: progress, keep: keep,
+		state: state{Params: s.params, Optimizer: s.job.newOptimizer(s.scales.lr), Stopping: stopping{job: s.job}},
+	}
 }
 
 func (d *descent) run(ctx context.Context) (*Result, error) {
-	stop := stopping{job: d.job}
-	var best, last *Step
+	if d.Shrinking != nil {
+		return d.shrink(ctx)
+	}
 	for {
+		d.kept()
 		began := time.Now()
 		step, err := d.evaluate(ctx)
 		if err != nil {
-			if ctx.Err() != nil && best != nil {
-				return d.result(best, last.Iter, StopInterrupted), nil
+			if ctx.Err() != nil && d.Best != nil {
+				d.kept()
+				return d.result(d.Best, d.Iter-1, d.objective.session.BatchTokens(), StopInterrupted), nil
 			}
 			return nil, err
 		}
-		d.seconds = append(d.seconds, time.Since(began).Seconds())
-		if !d.optimizer.accepts(d.params, step.gradient(), step.Loss) {
-			d.params = clone(d.params)
-			d.optimizer.retreat(d.params)
-			d.limit(d.params)
+		d.Seconds = append(d.Seconds, time.Since(began).Seconds())
+		if !d.Optimizer.accepts(d.Params, step.gradient(), step.Loss) {
+			d.Params = clone(d.Params)
+			d.Optimizer.retreat(d.Params)
+			d.limit(d.Params)
 			continue
 		}
 		d.report(step)
-		last = step
-		if best == nil || step.Loss < best.Loss {
-			best = step
+		if d.Best == nil {
+			d.First = &first{step.Loss, step.Losses}
 		}
-		if reason := stop.reason(step, d.objective.completions); reason != "" {
+		if d.Best == nil || step.Loss < d.Best.Loss {
+			d.Best = step
+		}
+		if reason := d.Stopping.reason(step, d.objective.completions); reason != "" {
 			return d.finish(ctx, step, reason)
 		}
 		d.step()
@@ -190,21 +209,29 @@ func (d *descent) run(ctx context.Context) (*Result, error) {
 // stage if there is one: without a target, or once it is met.
 func (d *descent) finish(ctx context.Context, last *Step, stop Stop) (*Result, error) {
 	if !d.job.DoOutputConstr || stop != StopTarget && d.job.hasTargets() {
-		return d.result(last, last.Iter, stop), nil
+		return d.result(last, last.Iter, d.objective.session.BatchTokens(), stop), nil
 	}
-	// the tokens of a step are the first stage's
-	r := d.result(last, last.Iter, stop)
-	c := &constrained{descent: d}
-	kept, summary, err := c.run(ctx)
+	d.Iter, d.Shrinking = 0, &shrinking{Entered: last, Stop: stop, TokensPerStep: d.objective.session.BatchTokens()}
+	return d.shrink(ctx)
+}
+
+// shrink is the output-constrained stage and the result after it.
+func (d *descent) shrink(ctx context.Context) (*Result, error) {
+	entered, stop := d.Shrinking.Entered, d.Shrinking.Stop
+	c := &constrained{descent: d, shrinking: d.Shrinking}
+	step, summary, err := c.run(ctx)
 	if err != nil {
-		return nil, err
+		if ctx.Err() == nil {
+			return nil, err
+		}
+		stop = StopInterrupted
 	}
-	after := d.result(kept, last.Iter, stop)
-	if ctx.Err() != nil {
-		after.Stop = StopInterrupted
+	if step == nil {
+		step = entered
 	}
-	after.SecondsPerStep, after.TokensPerStep, after.OutputConstrained = r.SecondsPerStep, r.TokensPerStep, summary
-	return after, nil
+	r := d.result(step, entered.Iter, d.Shrinking.TokensPerStep, stop)
+	r.OutputConstrained = summary
+	return r, nil
 }
 
 // hasTargets says whether any completion has a target.
@@ -223,11 +250,11 @@ func (d *descent) evaluate(ctx context.Context) (*Step, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	e, err := d.objective.evaluate(ctx, d.params, d.iter)
+	e, err := d.objective.evaluate(ctx, d.Params, d.Iter)
 	if err != nil {
 		return nil, d.explain(err)
 	}
-	return d.stepOf(d.iter, d.params, e), nil
+	return d.stepOf(d.Iter, d.Params, e), nil
 }
 
 // explain says when a loss or gradient was not finite, and what may help.
@@ -237,10 +264,10 @@ func (d *descent) explain(err error) error {
 		return err
 	}
 	remedy := "another start or an eps above 0 may help"
-	if d.iter > 0 {
+	if d.Iter > 0 {
 		remedy = fmt.Sprintf("a smaller lr than %v, a max_norm or an eps above 0 may help", slices.Max(d.scales.lr))
 	}
-	return fmt.Errorf("after %d steps %s; %s", d.iter, diverged.what, remedy)
+	return fmt.Errorf("after %d steps %s; %s", d.Iter, diverged.what, remedy)
 }
 
 func (d *descent) stepOf(iter int, params []loader.Parameters, e *evaluation) *Step {
@@ -263,12 +290,21 @@ func (s *Step) gradient() []loader.Parameters {
 	return all
 }
 
+// params are those of every layer.
+func (s *Step) params() []loader.Parameters {
+	all := make([]loader.Parameters, len(s.Layers))
+	for i, l := range s.Layers {
+		all[i] = l.Params
+	}
+	return all
+}
+
 // step moves on from the last evaluation, whose parameters stay as they are.
 func (d *descent) step() {
-	d.params = clone(d.params)
-	d.optimizer.step(d.params)
-	d.limit(d.params)
-	d.iter++
+	d.Params = clone(d.Params)
+	d.Optimizer.step(d.Params)
+	d.limit(d.Params)
+	d.Iter++
 }
 
 // limit keeps vectors and rows within the norms that the job allows, in place.
@@ -283,16 +319,17 @@ func (d *descent) limit(params []loader.Parameters) {
 	}
 }
 
-func (d *descent) result(step *Step, iters int, stop Stop) *Result {
+// result is that of a step of so many tokens.
+func (d *descent) result(step *Step, iters, tokens int, stop Stop) *Result {
 	r := &Result{
 		Steering: &loader.Steering{
 			Kind: d.job.Kind(), Clamp: d.job.clamp(), Layers: d.layers, Shared: d.job.Shared, PromptOnly: d.job.OnlyHookPrompt,
 		},
 		Iters: iters, Stop: stop, Loss: step.Loss, Losses: step.Losses,
 		Norms:          map[string]float64{},
-		Evaluations:    len(d.seconds),
-		SecondsPerStep: median(d.seconds),
-		TokensPerStep:  d.objective.session.BatchTokens(),
+		Evaluations:    len(d.Seconds),
+		SecondsPerStep: median(d.Seconds),
+		TokensPerStep:  tokens,
 	}
 	for _, l := range step.Layers {
 		r.Steering.Params = append(r.Steering.Params, l.Params)
@@ -304,26 +341,26 @@ func (d *descent) result(step *Step, iters int, stop Stop) *Result {
 // A stopping tells when a run ends. It is asked once after each evaluation.
 type stopping struct {
 	job        *Job
-	met, still int     // evaluations in a row that met the target, that hardly changed the loss
-	previous   float64 // loss
+	Met, Still int     // evaluations in a row that met the target, that hardly changed the loss
+	Previous   float64 // loss
 }
 
 // reason is "" if the run goes on.
 func (s *stopping) reason(step *Step, completions []completion) Stop {
 	patience := s.job.TargetLossTargetIters
-	s.met++
+	s.Met++
 	if !s.meets(step, completions) {
-		s.met = 0
+		s.Met = 0
 	}
-	s.still++
-	if step.Iter == 0 || !(math.Abs(step.Loss-s.previous) < s.job.Eps) {
-		s.still = 0
+	s.Still++
+	if step.Iter == 0 || !(math.Abs(step.Loss-s.Previous) < s.job.Eps) {
+		s.Still = 0
 	}
-	s.previous = step.Loss
+	s.Previous = step.Loss
 	switch {
-	case s.met >= patience:
+	case s.Met >= patience:
 		return StopTarget
-	case s.still >= patience:
+	case s.Still >= patience:
 		return StopStalled
 	case s.job.MaxIters != nil && step.Iter >= *s.job.MaxIters:
 		return StopMaxIters

@@ -143,14 +143,15 @@ func (s *specification) descent(t *testing.T, e *specified, job *Job, progress f
 	t.Helper()
 	setup, err := newSetup(context.Background(), engine{s.open[e.Model]}, job)
 	require.NoError(t, err)
-	o := setup.objective()
+	d := setup.descent(nil, progress)
+	o := d.objective
 	t.Cleanup(func() { require.NoError(t, o.close()) })
 	if e.Draws != nil {
 		o.noise.draw = func(at drawing, width int) []float64 {
 			return slices.Clone(e.Draws[at.iter][at.draw][at.completion][at.params])
 		}
 	}
-	return &descent{setup: setup, objective: o, params: setup.params, optimizer: job.newOptimizer(setup.scales.lr), progress: progress}
+	return d
 }
 
 // flatLosses are a step's, by example, src before dst.
@@ -289,21 +290,21 @@ func TestSpecifiedOutputConstraints(t *testing.T) {
 			d := s.descent(t, e, job, func(s Step) {
 				require.Equal(t, 2, s.Stage)
 				require.Equal(t, len(all), s.Iter)
-				all = append(all, seen{flatLosses(s.Losses), slices.Clone(c.slacks), slices.Clone(c.multipliers)})
+				all = append(all, seen{flatLosses(s.Losses), slices.Clone(c.Slacks), slices.Clone(c.Multipliers)})
 				var p []loader.Parameters
 				for _, l := range s.Layers {
 					p = append(p, l.Params)
 				}
 				params = append(params, p)
 			})
-			c = &constrained{descent: d}
+			c = &constrained{descent: d, shrinking: &shrinking{Entered: &Step{}}}
 			kept, summary, err := c.run(context.Background())
 			require.NoError(t, err)
 			require.Equal(t, e.Iters, summary.Iters)
-			near(t, e.Scale, c.factor, 1e-5*e.Scale, "scale")
-			require.Len(t, c.limits, len(e.Limits))
+			near(t, e.Scale, c.Factor, 1e-5*e.Scale, "scale")
+			require.Len(t, c.Limits, len(e.Limits))
 			for k, limit := range e.Limits {
-				near(t, limit, c.limits[k], 1e-4, "limit")
+				near(t, limit, c.Limits[k], 1e-4, "limit")
 			}
 			if e.Returned != e.Iters { // once more, so that the last step is the result's
 				require.Len(t, all, e.Iters+2)

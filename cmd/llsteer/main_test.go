@@ -19,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/llsteer/llsteer/loader"
 	"github.com/llsteer/llsteer/testdata/demo"
@@ -43,6 +44,7 @@ func TestScripts(t *testing.T) {
 			"code":      code,
 			"badinput":  badInputIs,
 			"interrupt": interrupt,
+			"killed":    killed,
 			"json":      jsonIs,
 			"keys":      keysAre,
 			"lines":     linesAre,
@@ -55,6 +57,8 @@ func TestScripts(t *testing.T) {
 			"serve":     serve,
 			"within":    within,
 			"npy":       npyIs,
+			"shorten":   shorten,
+			"timeless":  timeless,
 		},
 	})
 }
@@ -168,6 +172,59 @@ func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs("interrupted.err"), []byte(seen.String()), 0o666))
 }
 
+// killed FILE ARGS...: llsteer gets SIGKILL as soon as the file is there, or as another one has
+// taken its place, and has written nothing to standard output by then.
+func killed(ts *testscript.TestScript, neg bool, args []string) {
+	path, err := exec.LookPath("llsteer")
+	ts.Check(err)
+	before, _ := os.Stat(ts.MkAbs(args[0]))
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	ts.Check(cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case <-ended:
+			ts.Fatalf("llsteer ended before it was killed: %v\n%s", cmd.ProcessState, &stderr)
+		case <-time.After(5 * time.Millisecond):
+		}
+		if now, err := os.Stat(ts.MkAbs(args[0])); err == nil && !os.SameFile(before, now) {
+			break
+		}
+	}
+	ts.Check(cmd.Process.Kill())
+	<-ended
+	if out.Len() > 0 {
+		ts.Fatalf("standard output is not empty:\n%s", &out)
+	}
+}
+
+// shorten FILE N: the file loses its last N bytes.
+func shorten(ts *testscript.TestScript, neg bool, args []string) {
+	text := ts.ReadFile(args[0])
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text[:len(text)-n]), 0o666))
+}
+
+// timeless FILE: what a JSON report says without the times, the memory and the file's name.
+func timeless(ts *testscript.TestScript, neg bool, args []string) {
+	value, _ := at(ts, args[0], ".")
+	report := value.(map[string]any)
+	for _, key := range []string{"seconds", "seconds_per_step", "peak_rss_bytes", "file"} {
+		if _, found := report[key]; !found {
+			ts.Fatalf("%s has no %s", args[0], key)
+		}
+		delete(report, key)
+	}
+	data, err := json.Marshal(report)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o666))
+}
+
 // at follows a path such as results.0.text through a JSON file; "." is all of it.
 func at(ts *testscript.TestScript, file, path string) (value any, found bool) {
 	d := json.NewDecoder(strings.NewReader(ts.ReadFile(file)))
@@ -267,6 +324,10 @@ func damagedModel(ts *testscript.TestScript, neg bool, args []string) {
 		replace("gemma2", "gemmaX")
 	case "chat": // it has a chat template, and is none the worse for it
 		model = insertKV(model, "tokenizer.chat_template", "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}")
+	case "name":
+		replace("general.name", "general.nam3")
+	case "weights": // the sign of a scale of one tensor's last block
+		model[len(model)-34+1] ^= 0x80
 	case "tokenizer":
 		replace("tokenizer.ggml.model", "tokenizer.ggml.mode1")
 	default:

@@ -32,7 +32,7 @@ type jobFlags struct {
 func (p *program) optimize() *cobra.Command {
 	var f jobFlags
 	var out, reportPath, tracePath, plotPath, precision string
-	var tensors, noRecipe bool
+	var tensors, noRecipe, resume bool
 	cmd := &cobra.Command{
 		Use:   "optimize -m MODEL [JOB] -o OUT",
 		Short: "find a steering by gradient descent",
@@ -40,7 +40,8 @@ func (p *program) optimize() *cobra.Command {
 the "dst" completions of the examples likely and the "src" ones unlikely.
 
 JOB is a YAML or JSON file; "demo" is that of the quickstart. Flags win over it.
-Ctrl-C keeps the best that was found so far.`,
+Ctrl-C keeps the best that was found so far. The same command with --resume goes on
+where a run was interrupted or killed.`,
 		Example: `  cat > job.yaml <<END
   layer: 2
   lr: 0.03
@@ -72,7 +73,7 @@ Ctrl-C keeps the best that was found so far.`,
 			if err := job.Validate(); err != nil {
 				return err
 			}
-			outputs := map[string]string{"--out": out, "--report": reportPath, "--trace": tracePath, "--plot": plotPath}
+			outputs := map[string]string{"--out": out, "--report": reportPath, "--trace": tracePath, "--plot": plotPath, "--resume": out + stateEnding}
 			if err := checkOutputs(outputs, append(args, f.model.path)...); err != nil {
 				return err
 			}
@@ -84,8 +85,12 @@ Ctrl-C keeps the best that was found so far.`,
 			if err := f.startFits(m); err != nil {
 				return err
 			}
+			kept, err := p.newKeeper(cmd.Context(), out, resume)
+			if err != nil {
+				return err
+			}
 			var picture descentPlot
-			result, traceErr, err := p.findTraced(cmd.Context(), m, job, tracePath, tensors, picture.step)
+			result, traceErr, err := p.findTraced(cmd.Context(), m, job, kept, tracePath, tensors, picture.step)
 			if err != nil {
 				return err
 			}
@@ -118,11 +123,14 @@ Ctrl-C keeps the best that was found so far.`,
 			} else {
 				err = p.print(summary(report))
 			}
-			if err == nil && result.Stop == optimize.StopInterrupted {
-				p.note("llsteer: interrupted; %s holds the best that was found", out)
-				err = exitStatus(exitInterrupted)
+			if err != nil {
+				return err
 			}
-			return err
+			if result.Stop == optimize.StopInterrupted {
+				p.note("llsteer: interrupted; %s holds the best that was found, and the same command with --resume goes on", out)
+				return exitStatus(exitInterrupted)
+			}
+			return kept.remove()
 		},
 	}
 	addFlags(cmd, "Output", func(flags *pflag.FlagSet) {
@@ -133,6 +141,7 @@ Ctrl-C keeps the best that was found so far.`,
 		flags.BoolVar(&tensors, "trace-tensors", false, "with the vectors and gradients in --trace")
 		flags.StringVar(&plotPath, "plot", "", "draw loss and norms of each step into `FILE`, as SVG")
 		completeFiles(flags, "plot", "svg")
+		flags.BoolVar(&resume, "resume", false, "go on where the same command was interrupted or killed; the state is OUT.state, and without one the run begins")
 		flags.BoolVar(&noRecipe, "no-recipe", false, "leave the job out of the steering file")
 	})
 	f.add(cmd)
@@ -340,14 +349,21 @@ func readJobFile(path string) ([]byte, error) {
 	return []byte(text), nil
 }
 
-// find optimizes, with progress; each, if not nil, gets every evaluation, too.
-func (p *program) find(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, each func(optimize.Step)) (*optimize.Result, error) {
+// find optimizes, with progress; each, if not nil, gets every evaluation, too. kept, if not
+// nil, keeps the state of the run, and says where it goes on.
+func (p *program) find(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, kept *keeper, each func(optimize.Step)) (*optimize.Result, error) {
 	progress := p.newProgress(job.MaxIters)
-	result, err := optimize.Run(ctx, m, job, func(s optimize.Step) {
+	var state []byte
+	var keep optimize.Keep
+	if kept != nil {
+		state, keep = kept.found.Run, kept.keep
+	}
+	result, err := optimize.RunFrom(ctx, m, job, state, keep, func(s optimize.Step) {
 		progress.step(s)
-		if each != nil {
-			each(s)
+		if kept != nil {
+			kept.step(s)
 		}
+		each(s)
 	})
 	progress.done()
 	return result, err
@@ -355,15 +371,24 @@ func (p *program) find(ctx context.Context, m *ggmlsteer.Model, job *optimize.Jo
 
 // findTraced optimizes, and writes a trace if it has a path. The trace is written
 // whole; where the run fails after its first evaluation it has the lines so far, to
-// see why. An error of the trace alone does not keep a result from being used.
-func (p *program) findTraced(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, path string, tensors bool, each func(optimize.Step)) (result *optimize.Result, traceErr, err error) {
+// see why. An error of the trace alone does not keep a result from being used. A run that
+// goes on gives the steps that are behind it to trace and each before its own.
+func (p *program) findTraced(ctx context.Context, m *ggmlsteer.Model, job *optimize.Job, kept *keeper, path string, tensors bool, each func(optimize.Step)) (result *optimize.Result, traceErr, err error) {
+	behind := kept.found.Steps
+	all := func(s optimize.Step, each func(optimize.Step)) {
+		for _, s := range behind {
+			each(s)
+		}
+		behind = nil
+		each(s)
+	}
 	if path == "" {
-		result, err = p.find(ctx, m, job, each)
+		result, err = p.find(ctx, m, job, kept, func(s optimize.Step) { all(s, each) })
 		return result, nil, err
 	}
 	traceErr = loader.WriteFile(path, func(w io.Writer) error {
 		t := &trace{w: w, tensors: tensors}
-		if result, err = p.find(ctx, m, job, func(s optimize.Step) { t.step(s); each(s) }); err != nil && t.lines == 0 {
+		if result, err = p.find(ctx, m, job, kept, func(s optimize.Step) { all(s, func(s optimize.Step) { t.step(s); each(s) }) }); err != nil && t.lines == 0 {
 			return err
 		}
 		return t.err

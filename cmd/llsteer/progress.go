@@ -13,8 +13,9 @@ import (
 // elsewhere.
 type progress struct {
 	total int // steps, or -1 where nobody knows
+	from  int // steps that were done before the first was shown
 	bar   *progressbar.ProgressBar
-	began time.Time
+	began time.Time // when the first was shown
 	shown time.Time // the last line
 	last  string    // what a line would say, if it is not shown yet
 }
@@ -29,7 +30,7 @@ func (p *program) newProgress(total *int) *progress {
 	if p.quiet {
 		return nil
 	}
-	progress := &progress{total: -1, began: time.Now()}
+	progress := &progress{total: -1}
 	if total != nil {
 		progress.total = *total
 	}
@@ -54,6 +55,9 @@ func (p *progress) step(s optimize.Step) {
 func (p *progress) show(done int, state, line string) {
 	if p == nil {
 		return
+	}
+	if p.began.IsZero() {
+		p.from, p.began = done, time.Now()
 	}
 	if p.bar != nil {
 		p.bar.Describe(state)
@@ -87,10 +91,10 @@ func (p *progress) flush() {
 
 // left is the time that remains if the steps go on as they did.
 func (p *progress) left(done int) string {
-	if p.total < 0 || done == 0 || done >= p.total {
+	if p.total < 0 || done <= p.from || done >= p.total {
 		return ""
 	}
-	left := time.Since(p.began) * time.Duration(p.total-done) / time.Duration(done)
+	left := time.Since(p.began) * time.Duration(p.total-done) / time.Duration(done-p.from)
 	return fmt.Sprintf("  %v left", left.Round(100*time.Millisecond))
 }
 

@@ -86,7 +86,7 @@ func (p *program) runQuickstart(ctx context.Context, model *modelFlags, save str
 		return err
 	}
 	var first float64
-	result, err := p.find(ctx, m, job, func(s optimize.Step) {
+	result, err := p.find(ctx, m, job, nil, func(s optimize.Step) {
 		if s.Iter == 0 {
 			first = s.Loss
 		}

@@ -131,7 +131,7 @@ func newTraceLine(s optimize.Step, tensors bool) traceLine {
 	line := traceLine{s.Stage, s.Iter, s.Loss, s.Losses, map[string]traceLayer{}}
 	for _, l := range s.Layers {
 		layer := traceLayer{Norm: l.Norm, GradientNorm: l.GradientNorm}
-		if tensors {
+		if tensors && l.Params.Vector != nil { // a state keeps none of the steps behind it
 			layer.traceTensors = &traceTensors{l.Params.Vector, l.Gradient.Vector, l.Params.Left, l.Params.Right, l.Gradient.Left, l.Gradient.Right}
 		}
 		line.Layers[l.Layer] = layer
