@@ -5,6 +5,7 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <map>
 #include <vector>
 
@@ -44,6 +45,25 @@ struct steer_decoder {
         forget_steering();
     }
     steer_decoder(const steer_decoder &) = delete;
+
+    // cuts a sequence off after n tokens, or after 0 where it could not be continued from there
+    void cut(int32_t seq, int32_t n) {
+        llama_memory_t memory = llama_get_memory(context);
+        // a window's cache may give away the cells of tokens that no later token attends to, always the first ones
+        // of a sequence; the token at position n attends to n_swa - 1 before it at most
+        const llama_hparams & hparams = model.model->hparams;
+        const bool windows = hparams.swa_type != LLAMA_SWA_TYPE_NONE;
+        bool whole = llama_memory_seq_rm(memory, seq, n, -1);
+        if (whole && windows && n > 0) {
+            const llama_pos first = llama_memory_seq_pos_min(memory, seq);
+            whole = first >= 0 && first <= std::max<llama_pos>(0, n - (llama_pos) hparams.n_swa + 1);
+        }
+        if (!whole) { // recurrent models cannot go back, either
+            llama_memory_seq_rm(memory, seq, -1, -1);
+            n = 0;
+        }
+        position[seq] = n;
+    }
 
     void forget_steering() {
         ggml_backend_buffer_free(buffer);
@@ -124,6 +144,13 @@ void steer_decoder_clear(steer_decoder * d) {
     d->position.assign(d->position.size(), 0);
 }
 
+int32_t steer_decoder_keep(steer_decoder * d, int32_t seq, int32_t n) {
+    if (n < d->position[seq]) {
+        d->cut(seq, n);
+    }
+    return d->position[seq];
+}
+
 void steer_decoder_copy(steer_decoder * d, int32_t from, int32_t to) {
     if (from == to) {
         return;
@@ -176,7 +203,9 @@ steer_status steer_decode(steer_decoder * d, int32_t n, const steer_token * toke
         }
         if (rc != 0 || ignored >= 0) {
             for (int32_t s = 0; s < d->options.n_seq; ++s) {
-                llama_memory_seq_rm(llama_get_memory(d->context), s, d->position[s], -1);
+                if (position[s] > d->position[s]) {
+                    d->cut(s, d->position[s]);
+                }
             }
         }
         if (rc == 2) {

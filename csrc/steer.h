@@ -171,11 +171,17 @@ steer_status steer_decoder_steer(steer_decoder * decoder, const steer_operation 
 // Forgets all tokens.
 void steer_decoder_clear(steer_decoder * decoder);
 
+// Forgets the tokens of a sequence from the n-th on, and returns how many it has
+// then: n, or as many as it had if they were fewer, or 0 where the tokens before n
+// cannot be continued: a sliding window's cache may have lost those in front of it.
+int32_t steer_decoder_keep(steer_decoder * decoder, int32_t seq, int32_t n);
+
 // Makes sequence `to` what sequence `from` is; nothing is computed.
 void steer_decoder_copy(steer_decoder * decoder, int32_t from, int32_t to);
 
 // Decodes tokens: token i continues sequence seq[i], at the sequence's next
-// position. strengths: [n_strengths][n].
+// position. strengths: [n_strengths][n]. After an error each sequence is as it was
+// before, or empty: see steer_decoder_keep.
 steer_status steer_decode(steer_decoder * decoder, int32_t n, const steer_token * tokens, const int32_t * seq, const int8_t * want_logits, const float * strengths, const int32_t * cancel, char * err, size_t err_size);
 
 // The logits [n_vocab] after token i of the last decode, for which they were

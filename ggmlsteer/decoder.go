@@ -9,21 +9,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"runtime"
 	"slices"
-	"strings"
-	"unicode/utf8"
 	"unsafe"
 
 	"github.com/llsteer/llsteer/loader"
 )
 
-// A Decoder generates with a KV cache.
+// A Decoder computes texts with a KV cache: one in each of its slots, side by side, and
+// each under steerings of its own. A server's loop is
+//
+//	slot.Steer(…)                      // a request comes: its steerings,
+//	kept, err := slot.Set(prompt, len(prompt)) // and its prompt, of which kept tokens are there already
+//	for … {
+//		err = d.Decode(ctx)        // all slots that have something to compute, in one batch
+//		token, err := slot.Next(sampler)
+//		err = slot.Append(token)
+//	}
 type Decoder struct {
 	model   *Model
 	options DecoderOptions
-	active  []Active
+	slots   []*Slot
+	loaded  []*lowered // what the engine has: strength k is the factor of loaded[k]
 	c       *C.steer_decoder
 	net     runtime.Cleanup
 }
@@ -49,6 +56,9 @@ func (m *Model) NewDecoder(o DecoderOptions) (*Decoder, error) {
 	}); err != nil {
 		m.release()
 		return nil, err
+	}
+	for i := range o.Sequences {
+		d.slots = append(d.slots, &Slot{decoder: d, index: i, row: noRow})
 	}
 	d.net = runtime.AddCleanup(d, freeDecoder, decoderHandle{m, d.c})
 	return d, nil
@@ -76,11 +86,119 @@ func (d *Decoder) Close() error {
 
 var errDecoderClosed = errors.New("the decoder is closed")
 
-// Steer replaces the steerings in use, from the next token on; none: unsteered.
-// Several at one layer all read the same unsteered x, and their changes add.
+// Slot is one of the decoder's slots, from 0 to DecoderOptions.Sequences − 1.
+func (d *Decoder) Slot(i int) *Slot { return d.slots[i] }
+
+// Steer steers every slot alike: see Slot.Steer.
 func (d *Decoder) Steer(active ...Active) error {
 	if d.c == nil {
 		return errDecoderClosed
+	}
+	uses, err := d.model.uses(active)
+	if err != nil {
+		return err
+	}
+	for _, s := range d.slots {
+		s.uses = uses
+	}
+	return nil
+}
+
+// Clear empties all slots; their steerings stay.
+func (d *Decoder) Clear() {
+	if d.c != nil {
+		C.steer_decoder_clear(d.c)
+		runtime.KeepAlive(d)
+	}
+	for _, s := range d.slots {
+		s.tokens, s.factors, s.computed, s.prompt, s.row = nil, nil, 0, 0, noRow
+	}
+}
+
+// Decode computes what the slots were given since the last time, in one batch. After an
+// error (ctx's, if it ended) all of that is still to be computed.
+func (d *Decoder) Decode(ctx context.Context) error {
+	if d.c == nil {
+		return errDecoderClosed
+	}
+	return d.decode(ctx, d.options.Context)
+}
+
+// decode gives logits after the last token of each slot, and after every one from the
+// position rowsFrom on.
+func (d *Decoder) decode(ctx context.Context, rowsFrom int) error {
+	var tokens []C.steer_token
+	var sequences []C.int32_t
+	var wanted []C.int8_t
+	var factors [][]factor
+	for _, s := range d.slots {
+		for at := s.computed; at < len(s.tokens); at++ {
+			tokens, sequences = append(tokens, C.steer_token(s.tokens[at])), append(sequences, C.int32_t(s.index))
+			want := C.int8_t(0)
+			if at >= rowsFrom || at == len(s.tokens)-1 {
+				want = 1
+			}
+			wanted = append(wanted, want)
+			factors = append(factors, s.factorsAt(at))
+		}
+	}
+	n := len(tokens)
+	if n == 0 {
+		return nil
+	}
+	if err := d.load(factors); err != nil {
+		return err
+	}
+	strengths := make([]C.float, len(d.loaded)*n+1)
+	for i := range factors {
+		for _, f := range factors[i] {
+			k := slices.IndexFunc(d.loaded, func(l *lowered) bool { return l.id == f.id })
+			strengths[k*n+i] = C.float(f.strength)
+		}
+	}
+	err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_decode(d.c, C.int32_t(n), &tokens[0], &sequences[0], &wanted[0], &strengths[0], cancel, text, size)
+	})
+	row := 0
+	for _, s := range d.slots {
+		computed := len(s.tokens) - s.computed
+		s.row = noRow
+		switch {
+		case computed == 0:
+		case err != nil:
+			s.computed = s.keep(s.computed)
+		default:
+			s.factors = append(s.factors[:s.computed], factors[row:row+computed]...)
+			row += computed
+			s.computed, s.row = len(s.tokens), row-1
+		}
+	}
+	return err
+}
+
+// load gives the engine the steerings that slots use, and those that tokens are to be
+// computed with, unless it has exactly these.
+func (d *Decoder) load(factors [][]factor) error {
+	var needed []*lowered
+	need := func(l *lowered) {
+		if !slices.ContainsFunc(needed, func(other *lowered) bool { return other.id == l.id }) {
+			needed = append(needed, l)
+		}
+	}
+	for _, s := range d.slots {
+		for _, u := range s.uses {
+			need(u.lowered)
+		}
+	}
+	for i := range factors {
+		for _, f := range factors[i] {
+			need(f.lowered)
+		}
+	}
+	// in an order that other slots do not change, and so neither a slot's rounding
+	slices.SortFunc(needed, (*lowered).compare)
+	if slices.EqualFunc(needed, d.loaded, func(a, b *lowered) bool { return a.id == b.id }) {
+		return nil
 	}
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
@@ -88,23 +206,16 @@ func (d *Decoder) Steer(active ...Active) error {
 	for layer := range d.model.info.Layers + 1 { // the last is the output of the last block
 		var vectors, left, right []float32
 		var sVectors, sRows []C.int32_t
-		for k, a := range active {
-			for i, l := range a.Steering.Layers {
-				if l != layer {
-					continue
-				}
-				op := Lower(a.Steering.Kind, a.Steering.Clamp, a.Steering.At(i))
-				for _, row := range slices.Concat(op.Vectors, op.Left, op.Right) {
-					if len(row) != d.model.info.Embd || len(op.Left) != len(op.Right) {
-						return &loader.InputError{Message: fmt.Sprintf("a steering at layer %d is not of the model's width, %d", layer, d.model.info.Embd)}
-					}
-				}
-				for _, v := range op.Vectors {
-					vectors, sVectors = append(vectors, v...), append(sVectors, C.int32_t(k))
-				}
-				for j := range op.Left {
-					left, right, sRows = append(left, op.Left[j]...), append(right, op.Right[j]...), append(sRows, C.int32_t(k))
-				}
+		for k, l := range needed {
+			i := slices.Index(l.layers, layer)
+			if i < 0 {
+				continue
+			}
+			for _, v := range l.ops[i].Vectors {
+				vectors, sVectors = append(vectors, v...), append(sVectors, C.int32_t(k))
+			}
+			for j := range l.ops[i].Left {
+				left, right, sRows = append(left, l.ops[i].Left[j]...), append(right, l.ops[i].Right[j]...), append(sRows, C.int32_t(k))
 			}
 		}
 		if len(sVectors)+len(sRows) == 0 {
@@ -120,87 +231,38 @@ func (d *Decoder) Steer(active ...Active) error {
 			rank: C.int32_t(len(sRows)), left: (*C.float)(unsafe.SliceData(left)), right: (*C.float)(unsafe.SliceData(right)), s_rows: unsafe.SliceData(sRows),
 		})
 	}
-	for _, a := range active {
-		for _, l := range a.Steering.Layers {
-			if l < 0 || l > d.model.info.Layers {
-				return &loader.InputError{Message: fmt.Sprintf("the steering is for layer %d, and the model has layers 0 to %d, and the output of the last as layer %d", l, d.model.info.Layers-1, d.model.info.Layers)}
-			}
-		}
-	}
-	d.active = active
+	d.loaded = nil // until it is done
 	defer runtime.KeepAlive(d)
-	return call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
-		return C.steer_decoder_steer(d.c, unsafe.SliceData(ops), C.int32_t(len(ops)), C.int32_t(len(active)), text, size)
+	err := call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_decoder_steer(d.c, unsafe.SliceData(ops), C.int32_t(len(ops)), C.int32_t(len(needed)), text, size)
 	})
-}
-
-// Clear forgets all that was decoded.
-func (d *Decoder) Clear() {
-	if d.c != nil {
-		C.steer_decoder_clear(d.c)
-		runtime.KeepAlive(d)
+	if err == nil {
+		d.loaded = needed
 	}
+	return err
 }
 
-// A step is one token to decode.
-type step struct {
-	token     Token
-	sequence  int
-	prompt    bool // of a prompt, not generated
-	getLogits bool
-}
-
-func (d *Decoder) decode(ctx context.Context, steps []step) error {
-	n := len(steps)
-	tokens, sequences, logits := make([]C.steer_token, n), make([]C.int32_t, n), make([]C.int8_t, n)
-	strengths := make([]C.float, len(d.active)*n+1)
-	for i, s := range steps {
-		tokens[i], sequences[i] = C.steer_token(s.token), C.int32_t(s.sequence)
-		if s.getLogits {
-			logits[i] = 1
-		}
-		for k, a := range d.active {
-			if s.prompt || !a.Steering.PromptOnly {
-				strengths[k*n+i] = C.float(a.Strength)
-			}
-		}
-	}
-	return call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
-		return C.steer_decode(d.c, C.int32_t(n), &tokens[0], &sequences[0], &logits[0], &strengths[0], cancel, text, size)
-	})
-}
-
-// logits of step i of the last decode; valid until the next.
-func (d *Decoder) logits(i int) ([]float32, error) {
-	p := C.steer_decoder_logits(d.c, C.int32_t(i))
-	if p == nil {
-		return nil, errors.New("the decoder has no logits for a token that should have them")
-	}
-	return unsafe.Slice((*float32)(unsafe.Pointer(p)), d.model.info.Vocab), nil
-}
-
-// Logits returns the logits after each token of a text, as a copy, steered as
-// the decoder is; the first prompt tokens count as the prompt.
+// Logits returns the logits after each token of a text, as a copy, steered as the
+// first slot is; the first prompt tokens count as the prompt. All slots are emptied before.
 func (d *Decoder) Logits(ctx context.Context, tokens []Token, prompt int) ([][]float32, error) {
 	if err := d.fits([][]Token{tokens}); err != nil {
 		return nil, err
 	}
 	defer runtime.KeepAlive(d) // its logits are read after the last call
 	d.Clear()
-	steps := make([]step, len(tokens))
-	for i, t := range tokens {
-		steps[i] = step{token: t, prompt: i < prompt, getLogits: true}
+	if _, err := d.slots[0].Set(tokens, prompt); err != nil {
+		return nil, err
 	}
-	if err := d.decode(ctx, steps); err != nil {
+	if err := d.decode(ctx, 0); err != nil {
 		return nil, err
 	}
 	rows := make([][]float32, len(tokens))
 	for i := range rows {
-		row, err := d.logits(i)
+		row, err := d.slots[0].logitsAt(i)
 		if err != nil {
 			return nil, err
 		}
-		rows[i] = append([]float32(nil), row...)
+		rows[i] = slices.Clone(row)
 	}
 	return rows, nil
 }
@@ -219,7 +281,8 @@ func (m *Model) Logprobs(ctx context.Context, tokens []Token, prompt int, coldne
 	return d.Logprobs(ctx, tokens, prompt, coldness)
 }
 
-// Logprobs returns the probability of each of tokens[prompt:], steered as the decoder is.
+// Logprobs returns the probability of each of tokens[prompt:], steered as the first
+// slot is. All slots are emptied before.
 func (d *Decoder) Logprobs(ctx context.Context, tokens []Token, prompt int, coldness float64) ([]Prob, error) {
 	if prompt < 1 || prompt >= len(tokens) {
 		return nil, &loader.InputError{Message: fmt.Sprintf("of %d tokens %d are the prompt: both prompt and completion need at least one", len(tokens), prompt)}
@@ -229,16 +292,15 @@ func (d *Decoder) Logprobs(ctx context.Context, tokens []Token, prompt int, cold
 	}
 	defer runtime.KeepAlive(d) // its logits are read after the last call
 	d.Clear()
-	steps := make([]step, len(tokens)-1)
-	for i := range steps {
-		steps[i] = step{token: tokens[i], prompt: i < prompt, getLogits: i >= prompt-1}
+	if _, err := d.slots[0].Set(tokens[:len(tokens)-1], prompt); err != nil {
+		return nil, err
 	}
-	if err := d.decode(ctx, steps); err != nil {
+	if err := d.decode(ctx, prompt-1); err != nil {
 		return nil, err
 	}
 	probs := make([]Prob, 0, len(tokens)-prompt)
 	for i := prompt; i < len(tokens); i++ {
-		row, err := d.logits(i - 1)
+		row, err := d.slots[0].logitsAt(i - 1)
 		if err != nil {
 			return nil, err
 		}
@@ -247,21 +309,32 @@ func (d *Decoder) Logprobs(ctx context.Context, tokens []Token, prompt int, cold
 	return probs, nil
 }
 
-// probOf is the softmax of coldness·logits at one token.
-func probOf(logits []float32, token Token, coldness float64) Prob {
-	top := float64(logits[0])
-	for _, z := range logits {
-		top = math.Max(top, float64(z))
+// NextLogits returns the logits after the last token of each of several prompts, as
+// copies. They are computed side by side, one in each slot from the first on, which are
+// all emptied before.
+func (d *Decoder) NextLogits(ctx context.Context, prompts [][]Token) ([][]float32, error) {
+	if err := d.fits(prompts); err != nil {
+		return nil, err
 	}
-	others := 0.0 // without the token, so that 1 − p is accurate when p is near 1
-	for i, z := range logits {
-		if Token(i) != token {
-			others += math.Exp(coldness * (float64(z) - top))
+	defer runtime.KeepAlive(d) // its logits are read after the last call
+	d.Clear()
+	for i, prompt := range prompts {
+		if _, err := d.slots[i].Set(prompt, len(prompt)); err != nil {
+			return nil, err
 		}
 	}
-	own := coldness * (float64(logits[token]) - top)
-	sum := math.Log(others + math.Exp(own))
-	return Prob{Log: own - sum, LogComplement: math.Log(others) - sum}
+	if err := d.Decode(ctx); err != nil {
+		return nil, err
+	}
+	var rows [][]float32
+	for i := range prompts {
+		row, err := d.slots[i].Logits()
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, slices.Clone(row))
+	}
+	return rows, nil
 }
 
 // fits refuses prompts without tokens, too many or too long ones.
@@ -281,169 +354,4 @@ func (d *Decoder) fits(prompts [][]Token) error {
 		}
 	}
 	return nil
-}
-
-// writing is a continuation that is being generated.
-type writing struct {
-	Continuation
-	text    []byte // all of it
-	shown   int    // bytes that were given to onText
-	sampler *C.steer_sampler
-	logits  int // step of the last decode that it continues
-	done    bool
-}
-
-// Generate continues prompts side by side, from an empty cache. onText, if not
-// nil, gets each piece of text as it comes, whole characters at a time. When
-// ctx ends it returns what there is, with ctx's error.
-func (d *Decoder) Generate(ctx context.Context, prompts [][]Token, o GenerateOptions, onText func(prompt int, text string)) ([]Continuation, error) {
-	if err := d.fits(prompts); err != nil {
-		return nil, err
-	}
-	defer runtime.KeepAlive(d)
-	d.Clear()
-	all := make([]*writing, len(prompts))
-	var steps []step
-	for i, prompt := range prompts {
-		w := &writing{}
-		all[i] = w
-		if o.Temperature > 0 {
-			options := C.steer_sampler_options{temperature: C.float(o.Temperature), top_k: C.int32_t(o.TopK), top_p: C.float(o.TopP), min_p: C.float(o.MinP),
-				repeat_penalty: C.float(o.RepeatPenalty), seed: C.uint32_t(o.Seed)}
-			w.sampler = C.steer_sampler_new(&options)
-			defer C.steer_sampler_free(w.sampler)
-			for _, t := range prompt {
-				C.steer_sampler_accept(w.sampler, C.steer_token(t))
-			}
-		}
-		for j, t := range prompt {
-			steps = append(steps, step{token: t, sequence: i, prompt: true, getLogits: j == len(prompt)-1})
-		}
-		w.logits = len(steps) - 1
-	}
-	err := d.generate(ctx, prompts, all, steps, o, onText)
-	result := make([]Continuation, len(all))
-	for i, w := range all {
-		w.Text = string(w.text)
-		result[i] = w.Continuation
-	}
-	return result, err
-}
-
-func (d *Decoder) generate(ctx context.Context, prompts [][]Token, all []*writing, steps []step, o GenerateOptions, onText func(int, string)) error {
-	show := func(i int, until int) {
-		w := all[i]
-		if onText != nil && until > w.shown {
-			onText(i, string(w.text[w.shown:until]))
-			w.shown = until
-		}
-	}
-	for _, w := range all {
-		if o.Tokens <= 0 {
-			w.Stop, w.done = StopLength, true
-		}
-	}
-	for {
-		if len(steps) == 0 || allDone(all) {
-			return nil
-		}
-		if err := d.decode(ctx, steps); err != nil {
-			return err
-		}
-		steps = steps[:0]
-		for i, w := range all {
-			if w.done {
-				continue
-			}
-			token, err := d.next(w)
-			if err != nil {
-				return err
-			}
-			if d.model.ends(token) {
-				w.Stop, w.done = StopEOS, true
-				show(i, len(w.text))
-				continue
-			}
-			w.Tokens = append(w.Tokens, token)
-			w.text = append(w.text, d.model.Text([]Token{token}, false)...)
-			if at := firstStop(w.text, o.Stop); at >= 0 {
-				w.text = w.text[:at]
-				w.Stop, w.done = StopText, true
-				show(i, at)
-				continue
-			}
-			if len(w.Tokens) == o.Tokens || len(prompts[i])+len(w.Tokens) >= d.options.Context {
-				w.Stop, w.done = StopLength, true
-				show(i, len(w.text))
-				continue
-			}
-			show(i, safeLength(w.text, o.Stop))
-			w.logits = len(steps)
-			steps = append(steps, step{token: token, sequence: i, getLogits: true})
-		}
-	}
-}
-
-func allDone(all []*writing) bool {
-	for _, w := range all {
-		if !w.done {
-			return false
-		}
-	}
-	return true
-}
-
-// next is the token that follows: the likeliest, or a draw.
-func (d *Decoder) next(w *writing) (Token, error) {
-	if w.sampler != nil {
-		return Token(C.steer_sample(w.sampler, d.c, C.int32_t(w.logits))), nil
-	}
-	logits, err := d.logits(w.logits)
-	if err != nil {
-		return 0, err
-	}
-	best := 0
-	for i, z := range logits {
-		if z > logits[best] {
-			best = i
-		}
-		if z != z {
-			return 0, errNotANumber
-		}
-	}
-	return Token(best), nil
-}
-
-// firstStop is where the first stop text begins, or -1.
-func firstStop(text []byte, stops []string) int {
-	first := -1
-	for _, stop := range stops {
-		if at := strings.Index(string(text), stop); stop != "" && at >= 0 && (first < 0 || at < first) {
-			first = at
-		}
-	}
-	return first
-}
-
-// safeLength is how much of a text can be shown: not the bytes of an unfinished
-// character, nor what may be the beginning of a stop text.
-func safeLength(text []byte, stops []string) int {
-	n := len(text)
-	for back := 1; back <= utf8.UTFMax && back <= n; back++ {
-		if b := text[n-back]; utf8.RuneStart(b) {
-			if !utf8.FullRune(text[n-back:]) {
-				n -= back
-			}
-			break
-		}
-	}
-	for _, stop := range stops {
-		for k := min(len(stop)-1, len(text)); k > 0; k-- {
-			if strings.HasSuffix(string(text), stop[:k]) {
-				n = min(n, len(text)-k)
-				break
-			}
-		}
-	}
-	return n
 }

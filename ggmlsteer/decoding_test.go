@@ -13,16 +13,23 @@ import (
 // textLength is far beyond the sliding windows of the models, 6 tokens.
 const textLength = 24
 
-// nextLogits decodes tokens, one at a time, and returns the logits after each.
-func nextLogits(t *testing.T, d *Decoder, tokens []Token, sequence int, prompt bool) (rows [][]float32) {
+// nextLogits decodes tokens in the first slot, one at a time, and returns the logits after each.
+func nextLogits(t *testing.T, d *Decoder, tokens []Token) (rows [][]float32) {
 	t.Helper()
 	for _, token := range tokens {
-		require.NoError(t, d.decode(context.Background(), []step{{token: token, sequence: sequence, prompt: prompt, getLogits: true}}))
-		row, err := d.logits(0)
-		require.NoError(t, err)
-		rows = append(rows, slices.Clone(row))
+		require.NoError(t, d.slots[0].Append(token))
+		require.NoError(t, d.Decode(context.Background()))
+		rows = append(rows, slotLogits(t, d.slots[0]))
 	}
 	return rows
+}
+
+// slotLogits are a copy.
+func slotLogits(t *testing.T, s *Slot) []float32 {
+	t.Helper()
+	row, err := s.Logits()
+	require.NoError(t, err)
+	return slices.Clone(row)
 }
 
 func textLogits(t *testing.T, d *Decoder, tokens []Token, prompt int) [][]float32 {
@@ -53,10 +60,10 @@ func everyKind(random *rand.Rand, m *Model) []Active {
 	v := func() []float32 { return randomVector(random, width, 2) }
 	rows := func() [][]float32 { return [][]float32{randomVector(random, width, 1), randomVector(random, width, 1)} }
 	return []Active{
-		{added(map[int][]float32{0: v(), layers - 1: v()}), 0.75},
-		{&loader.Steering{Kind: loader.Affine, Layers: []int{layers / 2}, Params: []loader.Parameters{{Vector: v(), Left: rows(), Right: rows()}}}, 0.5},
-		{&loader.Steering{Kind: loader.Ablate, Layers: []int{0, 1}, Shared: true, Params: []loader.Parameters{{Vector: v()}}}, 1},
-		{&loader.Steering{Kind: loader.Clamp, Clamp: -1.5, Layers: []int{layers / 2}, Params: []loader.Parameters{{Vector: v()}}}, 1},
+		{Steering: added(map[int][]float32{0: v(), layers - 1: v()}), Strength: 0.75},
+		{Steering: &loader.Steering{Kind: loader.Affine, Layers: []int{layers / 2}, Params: []loader.Parameters{{Vector: v(), Left: rows(), Right: rows()}}}, Strength: 0.5},
+		{Steering: &loader.Steering{Kind: loader.Ablate, Layers: []int{0, 1}, Shared: true, Params: []loader.Parameters{{Vector: v()}}}, Strength: 1},
+		{Steering: &loader.Steering{Kind: loader.Clamp, Clamp: -1.5, Layers: []int{layers / 2}, Params: []loader.Parameters{{Vector: v()}}}, Strength: 1},
 	}
 }
 
@@ -71,7 +78,8 @@ func TestTokenByToken(t *testing.T) {
 		whole := textLogits(t, d, tokens, len(tokens))
 		requireApart(t, unsteered, whole)
 		d.Clear()
-		nearRows(t, whole, nextLogits(t, d, tokens, 0, true), "token by token")
+		d.slots[0].prompt = len(tokens)
+		nearRows(t, whole, nextLogits(t, d, tokens), "token by token")
 	})
 }
 
@@ -83,18 +91,18 @@ func TestSteeringChangesAtOnce(t *testing.T) {
 		tokens := randomTokens(random, textLength, f.Vocabulary)
 		for _, layer := range []int{0, f.Layers / 2, f.Layers - 1} {
 			v, w := randomVector(random, f.Width, 3), randomVector(random, f.Width, 3)
-			of := func(x []float32) Active { return Active{added(map[int][]float32{layer: x}), 1} }
+			of := func(x []float32) Active { return Active{Steering: added(map[int][]float32{layer: x}), Strength: 1} }
 			phases := []struct {
 				until  int
 				active []Active
-			}{{6, nil}, {11, []Active{of(v)}}, {16, []Active{of(w)}}, {20, []Active{{added(map[int][]float32{layer: w}), -2}}}, {textLength, nil}}
+			}{{6, nil}, {11, []Active{of(v)}}, {16, []Active{of(w)}}, {20, []Active{{Steering: added(map[int][]float32{layer: w}), Strength: -2}}}, {textLength, nil}}
 			d := newDecoder(t, m, DecoderOptions{Context: textLength, Precision: F32})
 			var found [][]float32
 			factors := [][]float32{make([]float32, textLength), make([]float32, textLength)}
 			for i, phase := range phases {
 				require.NoError(t, d.Steer(phase.active...))
 				from := len(found)
-				found = append(found, nextLogits(t, d, tokens[from:phase.until], 0, true)...)
+				found = append(found, nextLogits(t, d, tokens[from:phase.until])...)
 				for at := from; at < phase.until; at++ {
 					factors[0][at] = []float32{0, 1, 0, 0, 0}[i]
 					factors[1][at] = []float32{0, 0, 1, -2, 0}[i]
@@ -139,8 +147,8 @@ func TestSteeringIdentities(t *testing.T) {
 			all[l] = v
 		}
 		add := added(all)
-		requireApart(t, unsteered, logits(Active{add, 1}))
-		require.Equal(t, unsteered, logits(Active{add, 0}), "strength 0")
+		requireApart(t, unsteered, logits(Active{Steering: add, Strength: 1}))
+		require.Equal(t, unsteered, logits(Active{Steering: add, Strength: 0}), "strength 0")
 		require.Equal(t, unsteered, logits(), "no steering")
 		kinds := everyKind(random, m)
 		for i := range kinds {
@@ -149,7 +157,7 @@ func TestSteeringIdentities(t *testing.T) {
 		require.Equal(t, unsteered, logits(kinds...), "every kind, strength 0")
 		zero := slices.Clone(v)
 		clear(zero)
-		require.Equal(t, unsteered, logits(Active{&loader.Steering{Kind: loader.Ablate, Layers: []int{middle}, Params: []loader.Parameters{{Vector: zero}}}, 1}), "ablate a zero vector")
+		require.Equal(t, unsteered, logits(Active{Steering: &loader.Steering{Kind: loader.Ablate, Layers: []int{middle}, Params: []loader.Parameters{{Vector: zero}}}, Strength: 1}), "ablate a zero vector")
 
 		at := func(kind loader.Kind, c float64, v []float32) *loader.Steering {
 			return &loader.Steering{Kind: kind, Clamp: c, Layers: []int{middle}, Params: []loader.Parameters{{Vector: v}}}
@@ -158,19 +166,19 @@ func TestSteeringIdentities(t *testing.T) {
 			name string
 			a, b []Active
 		}{
-			{"v and −v", nil, []Active{{add, 1}, {add, -1}}},
-			{"v and its negative", nil, []Active{{at(loader.Add, 0, v), 2}, {at(loader.Add, 0, scaled(v, -2)), 1}}},
-			{"strength 2 is twice the vector", []Active{{at(loader.Add, 0, v), 2}}, []Active{{at(loader.Add, 0, scaled(v, 2)), 1}}},
-			{"strengths add", []Active{{at(loader.Add, 0, v), -1.5}}, []Active{{at(loader.Add, 0, v), 0.5}, {at(loader.Add, 0, v), -2}}},
-			{"vectors commute", []Active{{at(loader.Add, 0, v), 1}, {at(loader.Add, 0, w), 2}}, []Active{{at(loader.Add, 0, w), 2}, {at(loader.Add, 0, v), 1}}},
-			{"ablate looks at directions", []Active{{at(loader.Ablate, 0, v), 1}}, []Active{{at(loader.Ablate, 0, scaled(v, -3)), 1}}},
-			{"half an ablation twice", []Active{{at(loader.Ablate, 0, v), 1}}, []Active{{at(loader.Ablate, 0, v), 0.5}, {at(loader.Ablate, 0, v), 0.5}}},
-			{"clamp at 0 is ablate", []Active{{at(loader.Ablate, 0, v), 1}}, []Active{{at(loader.Clamp, 0, v), 1}}},
-			{"clamp is ablate and add", []Active{{at(loader.Clamp, 1.5, v), 1}}, []Active{{at(loader.Ablate, 0, v), 1}, {at(loader.Add, 0, v), 1.5}}},
+			{"v and −v", nil, []Active{{Steering: add, Strength: 1}, {Steering: add, Strength: -1}}},
+			{"v and its negative", nil, []Active{{Steering: at(loader.Add, 0, v), Strength: 2}, {Steering: at(loader.Add, 0, scaled(v, -2)), Strength: 1}}},
+			{"strength 2 is twice the vector", []Active{{Steering: at(loader.Add, 0, v), Strength: 2}}, []Active{{Steering: at(loader.Add, 0, scaled(v, 2)), Strength: 1}}},
+			{"strengths add", []Active{{Steering: at(loader.Add, 0, v), Strength: -1.5}}, []Active{{Steering: at(loader.Add, 0, v), Strength: 0.5}, {Steering: at(loader.Add, 0, v), Strength: -2}}},
+			{"vectors commute", []Active{{Steering: at(loader.Add, 0, v), Strength: 1}, {Steering: at(loader.Add, 0, w), Strength: 2}}, []Active{{Steering: at(loader.Add, 0, w), Strength: 2}, {Steering: at(loader.Add, 0, v), Strength: 1}}},
+			{"ablate looks at directions", []Active{{Steering: at(loader.Ablate, 0, v), Strength: 1}}, []Active{{Steering: at(loader.Ablate, 0, scaled(v, -3)), Strength: 1}}},
+			{"half an ablation twice", []Active{{Steering: at(loader.Ablate, 0, v), Strength: 1}}, []Active{{Steering: at(loader.Ablate, 0, v), Strength: 0.5}, {Steering: at(loader.Ablate, 0, v), Strength: 0.5}}},
+			{"clamp at 0 is ablate", []Active{{Steering: at(loader.Ablate, 0, v), Strength: 1}}, []Active{{Steering: at(loader.Clamp, 0, v), Strength: 1}}},
+			{"clamp is ablate and add", []Active{{Steering: at(loader.Clamp, 1.5, v), Strength: 1}}, []Active{{Steering: at(loader.Ablate, 0, v), Strength: 1}, {Steering: at(loader.Add, 0, v), Strength: 1.5}}},
 		} {
 			nearRows(t, logits(pair.a...), logits(pair.b...), pair.name)
 		}
-		requireApart(t, logits(Active{at(loader.Ablate, 0, v), 1}), logits(Active{at(loader.Clamp, 1.5, v), 1}))
+		requireApart(t, logits(Active{Steering: at(loader.Ablate, 0, v), Strength: 1}), logits(Active{Steering: at(loader.Clamp, 1.5, v), Strength: 1}))
 	})
 }
 
@@ -191,13 +199,13 @@ func TestAblationRemovesTheDirection(t *testing.T) {
 		minus[i] = -minus[i]
 	}
 	ablate := func(v []float32) Active {
-		return Active{&loader.Steering{Kind: loader.Ablate, Layers: []int{0}, Params: []loader.Parameters{{Vector: v}}}, 1}
+		return Active{Steering: &loader.Steering{Kind: loader.Ablate, Layers: []int{0}, Params: []loader.Parameters{{Vector: v}}}, Strength: 1}
 	}
 	// where x becomes 0, rounding is all that a norm sees: put the other embedding there
 	expected := after(8)
-	found := after(7, ablate(embedding), Active{added(map[int][]float32{0: other}), 1})
+	found := after(7, ablate(embedding), Active{Steering: added(map[int][]float32{0: other}), Strength: 1})
 	nearEach(t, expected, found, logitTolerance, "the embedding is removed")
-	nearEach(t, expected, after(7, Active{added(map[int][]float32{0: minus}), 1}, Active{added(map[int][]float32{0: other}), 1}), logitTolerance, "the embedding is subtracted")
+	nearEach(t, expected, after(7, Active{Steering: added(map[int][]float32{0: minus}), Strength: 1}, Active{Steering: added(map[int][]float32{0: other}), Strength: 1}), logitTolerance, "the embedding is subtracted")
 
 	along := 0.0
 	for i := range embedding {
@@ -238,34 +246,19 @@ func TestSequencesSideBySide(t *testing.T) {
 			require.Len(t, c.Tokens, o.Tokens)
 		}
 
-		// and the logits, decoded in one batch of mixed prompts and then one of a token each
+		// and the logits, decoded in one batch of prompts and then one of a token each
 		d.Clear()
-		var steps []step
-		for at := range 14 {
-			for i, p := range prompts {
-				if at < len(p) {
-					steps = append(steps, step{token: p[at], sequence: i, prompt: true, getLogits: at == len(p)-1})
+		for i, p := range prompts {
+			_, err := d.Slot(i).Set(p, len(p))
+			require.NoError(t, err)
+		}
+		for n := range o.Tokens + 1 {
+			require.NoError(t, d.Decode(context.Background()))
+			for i := range prompts {
+				nearEach(t, logits[i*(o.Tokens+1)+n], slotLogits(t, d.Slot(i)), logitTolerance, "prompt %d, after %d tokens", i, n)
+				if n < o.Tokens {
+					require.NoError(t, d.Slot(i).Append(alone[i][n]))
 				}
-			}
-		}
-		require.NoError(t, d.decode(context.Background(), steps))
-		for at, s := range steps {
-			if s.getLogits {
-				row, err := d.logits(at)
-				require.NoError(t, err)
-				nearEach(t, logits[s.sequence*(o.Tokens+1)], row, logitTolerance, "prompt %d", s.sequence)
-			}
-		}
-		for n := range o.Tokens {
-			steps = steps[:0]
-			for i := range prompts {
-				steps = append(steps, step{token: alone[i][n], sequence: i, getLogits: true})
-			}
-			require.NoError(t, d.decode(context.Background(), steps))
-			for i := range prompts {
-				row, err := d.logits(i)
-				require.NoError(t, err)
-				nearEach(t, logits[i*(o.Tokens+1)+n+1], row, logitTolerance, "prompt %d, token %d", i, n)
 			}
 		}
 	})
@@ -388,7 +381,7 @@ func TestPromptOnly(t *testing.T) {
 		always, only := added(map[int][]float32{layer: v}), added(map[int][]float32{layer: v})
 		only.PromptOnly = true
 		d := newDecoder(t, m, DecoderOptions{Context: 32, Precision: F32})
-		require.NoError(t, d.Steer(Active{only, 1}))
+		require.NoError(t, d.Steer(Active{Steering: only, Strength: 1}))
 		c, err := d.Generate(context.Background(), [][]Token{prompt}, GenerateOptions{Tokens: 12}, nil)
 		require.NoError(t, err)
 		tokens := slices.Concat(prompt, c[0].Tokens)
@@ -406,7 +399,7 @@ func TestPromptOnly(t *testing.T) {
 				require.Equal(t, slices.Max(rows[i]), rows[i][tokens[i+1]], "token %d is not the likeliest", i+1)
 			}
 		}
-		require.NoError(t, d.Steer(Active{always, 1}))
+		require.NoError(t, d.Steer(Active{Steering: always, Strength: 1}))
 		everywhere := textLogits(t, d, tokens, len(prompt))
 		nearRows(t, rows[:len(prompt)], everywhere[:len(prompt)], "the prompt")
 		requireApart(t, rows[len(prompt):], everywhere[len(prompt):])
@@ -424,7 +417,7 @@ func TestSampling(t *testing.T) {
 		require.NoError(t, err)
 		return [][]Token{c[0].Tokens, c[1].Tokens}
 	}
-	plain := GenerateOptions{Temperature: 1, TopP: 1, RepeatPenalty: 1, Seed: 1}
+	plain := GenerateOptions{Sampling: Sampling{Temperature: 1, TopP: 1, RepeatPenalty: 1, Seed: 1}}
 	other := plain
 	other.Seed = 2
 	require.Equal(t, generate(plain), generate(plain))

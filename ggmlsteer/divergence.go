@@ -23,21 +23,21 @@ func Divergence(ctx context.Context, p, q *Decoder, tokens []Token) (float64, er
 	sum := 0.0
 	for from := 0; from < len(tokens); from += divergenceChunk {
 		chunk := tokens[from:min(from+divergenceChunk, len(tokens))]
-		steps := make([]step, len(chunk))
-		for i, t := range chunk {
-			steps[i] = step{token: t, prompt: true, getLogits: true}
-		}
 		for _, d := range []*Decoder{p, q} {
-			if err := d.decode(ctx, steps); err != nil {
+			d.slots[0].prompt = len(tokens)
+			if err := d.slots[0].Append(chunk...); err != nil {
+				return 0, err
+			}
+			if err := d.decode(ctx, from); err != nil {
 				return 0, err
 			}
 		}
 		for i := range chunk {
-			rowP, err := p.logits(i)
+			rowP, err := p.slots[0].logitsAt(from + i)
 			if err != nil {
 				return 0, err
 			}
-			rowQ, err := q.logits(i)
+			rowQ, err := q.slots[0].logitsAt(from + i)
 			if err != nil {
 				return 0, err
 			}
@@ -70,4 +70,21 @@ func logSumExp(logits []float32) float64 {
 		sum += math.Exp(float64(z) - top)
 	}
 	return top + math.Log(sum)
+}
+
+// probOf is the softmax of coldness·logits at one token.
+func probOf(logits []float32, token Token, coldness float64) Prob {
+	top := float64(logits[0])
+	for _, z := range logits {
+		top = math.Max(top, float64(z))
+	}
+	others := 0.0 // without the token, so that 1 − p is accurate when p is near 1
+	for i, z := range logits {
+		if Token(i) != token {
+			others += math.Exp(coldness * (float64(z) - top))
+		}
+	}
+	own := coldness * (float64(logits[token]) - top)
+	sum := math.Log(others + math.Exp(own))
+	return Prob{Log: own - sum, LogComplement: math.Log(others) - sum}
 }

@@ -299,28 +299,34 @@ func TestInterruption(t *testing.T) {
 			if precision == Ordinary {
 				tolerance = 0.1 // a float16 cache
 			}
-			many := make([]step, 1000)
-			for i := range many {
-				many[i] = step{token: tokens[i]}
-			}
+			slot := d.Slot(0)
+			many := tokens[:1000]
 			began := time.Now()
 			d.Clear()
-			require.NoError(t, d.decode(ctx, many))
+			require.NoError(t, slot.Append(many...))
+			require.NoError(t, d.Decode(ctx))
 			whole := time.Since(began)
 			// early, and after the first 512 tokens, which llama.cpp has put away then
 			for _, part := range []float64{0.05, 0.8} {
 				for attempt := 1; ; attempt++ {
 					require.LessOrEqual(t, attempt, attempts, "not interrupted")
 					d.Clear()
-					rows := nextLogits(t, d, short[:5], 0, true)
+					slot.prompt = 5
+					rows := nextLogits(t, d, short[:5])
+					require.NoError(t, slot.Append(many...))
 					stopped, cancel := context.WithTimeout(ctx, time.Duration(part*float64(whole)))
-					err := d.decode(stopped, many)
+					err := d.Decode(stopped)
 					cancel()
 					if err == nil {
 						continue
 					}
 					require.ErrorIs(t, err, context.DeadlineExceeded)
-					rows = append(rows, nextLogits(t, d, short[5:], 0, false)...)
+					require.Equal(t, 5, slot.computed)
+					kept, err := slot.Set(short[:6], 5)
+					require.NoError(t, err)
+					require.Equal(t, 5, kept)
+					require.NoError(t, d.Decode(ctx))
+					rows = append(append(rows, slotLogits(t, slot)), nextLogits(t, d, short[6:])...)
 					for i := range rows {
 						nearEach(t, expected[i], rows[i], tolerance, "logits %d", i)
 					}
@@ -447,18 +453,18 @@ func TestHostileDecoders(t *testing.T) {
 	d := newDecoder(t, m, DecoderOptions{Context: 8, Precision: F32})
 	unsteered := textLogits(t, d, []Token{1, 2, 3}, 1)
 	for what, s := range map[string]*loader.Steering{
-		"layer 5":                {Kind: loader.Add, Layers: []int{5}, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
-		"layer -1":               {Kind: loader.Add, Layers: []int{-1, 0}, Shared: true, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
-		"layer 9":                {Kind: loader.Add, Layers: []int{9, 0}, Shared: true, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
-		"the model's width, 40":  added(map[int][]float32{1: ones(f.Width - 1)}),
-		"of the model's width":   {Kind: loader.Affine, Layers: []int{1}, Params: []loader.Parameters{{Vector: ones(f.Width), Left: [][]float32{ones(f.Width)}, Right: [][]float32{ones(3)}}}},
-		"a steering at layer 2 ": {Kind: loader.Affine, Layers: []int{2}, Params: []loader.Parameters{{Vector: ones(f.Width), Left: [][]float32{ones(f.Width)}}}},
+		"layer 5":                 {Kind: loader.Add, Layers: []int{5}, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
+		"layer -1":                {Kind: loader.Add, Layers: []int{-1, 0}, Shared: true, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
+		"layer 9":                 {Kind: loader.Add, Layers: []int{9, 0}, Shared: true, Params: []loader.Parameters{{Vector: ones(f.Width)}}},
+		"the model's width is 40": added(map[int][]float32{1: ones(f.Width - 1)}),
+		"3 numbers in a row":      {Kind: loader.Affine, Layers: []int{1}, Params: []loader.Parameters{{Vector: ones(f.Width), Left: [][]float32{ones(f.Width)}, Right: [][]float32{ones(3)}}}},
+		"a steering at layer 2 ":  {Kind: loader.Affine, Layers: []int{2}, Params: []loader.Parameters{{Vector: ones(f.Width), Left: [][]float32{ones(f.Width)}}}},
 	} {
-		inputError(t, d.Steer(Active{s, 1}), what)
+		inputError(t, d.Steer(Active{Steering: s, Strength: 1}), what)
 		require.Equal(t, unsteered, textLogits(t, d, []Token{1, 2, 3}, 1), "a steering that was refused changes nothing")
 	}
 	// two vectors of wrong widths whose sum is right
-	inputError(t, d.Steer(Active{added(map[int][]float32{1: ones(f.Width - 1)}), 1}, Active{added(map[int][]float32{1: ones(f.Width + 1)}), 1}), "width")
+	inputError(t, d.Steer(Active{Steering: added(map[int][]float32{1: ones(f.Width - 1)}), Strength: 1}, Active{Steering: added(map[int][]float32{1: ones(f.Width + 1)}), Strength: 1}), "width")
 
 	for what, tokens := range map[string][]Token{"token -1": {1, -1}, "token 260": {260}, "no tokens": {}, "longer than the context of 8": make([]Token, 9)} {
 		_, err := d.Logits(ctx, tokens, 1)
@@ -468,13 +474,10 @@ func TestHostileDecoders(t *testing.T) {
 	}
 	_, err := d.Generate(ctx, [][]Token{{1}, {2}}, GenerateOptions{Tokens: 1}, nil)
 	require.ErrorContains(t, err, "2 prompts")
-	inputError(t, d.decode(ctx, []step{{token: 1, sequence: 1}}), "there is no sequence 1")
-	inputError(t, d.decode(ctx, []step{{token: 1, sequence: -1}}), "there is no sequence -1")
 	d.Clear()
-	for range 8 {
-		require.NoError(t, d.decode(ctx, []step{{token: 1, getLogits: true}}))
-	}
-	inputError(t, d.decode(ctx, []step{{token: 1}}), "is full")
+	nextLogits(t, d, make([]Token, 8))
+	inputError(t, d.Slot(0).Append(1), "longer than the context of 8")
+	inputError(t, d.Slot(0).Append(-1), "longer than the context of 8")
 	require.Equal(t, unsteered, textLogits(t, d, []Token{1, 2, 3}, 1))
 	// a generation ends where the context does
 	c, err := d.Generate(ctx, [][]Token{{1, 2, 3}}, GenerateOptions{Tokens: 100}, nil)

@@ -200,6 +200,11 @@ func (m *Model) Text(tokens []Token, special bool) string {
 		return ""
 	}
 	defer m.release()
+	return m.text(tokens, special)
+}
+
+// text is Text for what holds the model: a decoder goes on after the model's Close.
+func (m *Model) text(tokens []Token, special bool) string {
 	flag := C.int(0)
 	if special {
 		flag = 1
@@ -217,7 +222,15 @@ func (m *Model) Text(tokens []Token, special bool) string {
 	return string(text)
 }
 
-// ends says whether a token ends a generation.
+// Ends says whether a token ends a generation. Nothing goes on with a closed model.
+func (m *Model) Ends(t Token) bool {
+	if m.acquire() != nil {
+		return true
+	}
+	defer m.release()
+	return m.ends(t)
+}
+
 func (m *Model) ends(t Token) bool { return C.steer_token_ends(m.c, C.steer_token(t)) != 0 }
 
 // A Message is one of a chat. Roles are RoleSystem, RoleUser and RoleAssistant.

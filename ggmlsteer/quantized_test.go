@@ -213,7 +213,7 @@ func TestQuantizedAsDequantized(t *testing.T) {
 				require.NoError(t, err)
 				logits[i] = textLogits(t, newDecoder(t, m, DecoderOptions{Context: 64, Precision: F32}), sequences[2].Tokens, 1)
 				d := newDecoder(t, m, DecoderOptions{Context: 64, Precision: F32})
-				logits[i] = append(logits[i], nextLogits(t, d, prompt, 0, true)...)
+				logits[i] = append(logits[i], nextLogits(t, d, prompt)...)
 				ordinary[i] = textLogits(t, newDecoder(t, m, DecoderOptions{Context: 64}), sequences[2].Tokens, 1)
 			}
 			most := 0.0

@@ -87,7 +87,7 @@ func TestReferenceCasesDecoded(t *testing.T) {
 					}
 				}
 				for i, s := range f.Sequences {
-					probs, err := m.Logprobs(context.Background(), s.Tokens, s.Prompt, f.Coldness, Active{steering, float64(c.Strengths[i].Vectors[0][0])})
+					probs, err := m.Logprobs(context.Background(), s.Tokens, s.Prompt, f.Coldness, Active{Steering: steering, Strength: float64(c.Strengths[i].Vectors[0][0])})
 					require.NoError(t, err)
 					require.Len(t, probs, len(c.LogP[i]))
 					for j, p := range probs {
@@ -117,7 +117,7 @@ func TestReferenceLogits(t *testing.T) {
 		compare("unsteered", f.Logits.Unsteered, logitTolerance)
 		require.Contains(t, unrelated, f.Activation)
 		compare("llama.cpp's", f.LlamaCpp.Unsteered, unrelated[f.Activation])
-		require.NoError(t, d.Steer(Active{added(map[int][]float32{f.Logits.Layer: f.Logits.Vector}), 1}))
+		require.NoError(t, d.Steer(Active{Steering: added(map[int][]float32{f.Logits.Layer: f.Logits.Vector}), Strength: 1}))
 		compare("steered", f.Logits.Steered, logitTolerance)
 	})
 }
@@ -126,7 +126,7 @@ func TestReferenceContinuation(t *testing.T) {
 	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
 		c := f.Continuation
 		d := newDecoder(t, m, DecoderOptions{Context: 64, Precision: F32})
-		require.NoError(t, d.Steer(Active{added(map[int][]float32{c.Layer: c.Vector}), 1}))
+		require.NoError(t, d.Steer(Active{Steering: added(map[int][]float32{c.Layer: c.Vector}), Strength: 1}))
 		found, err := d.Generate(context.Background(), [][]Token{c.Prompt}, GenerateOptions{Tokens: len(c.Tokens)}, nil)
 		require.NoError(t, err)
 		require.Equal(t, c.Tokens, found[0].Tokens)

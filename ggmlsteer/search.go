@@ -1,10 +1,5 @@
 package ggmlsteer
 
-/*
-#include "steer.h"
-*/
-import "C"
-
 import (
 	"cmp"
 	"context"
@@ -33,22 +28,20 @@ func (m *Model) Search(ctx context.Context, prompt []Token, o SearchOptions, pre
 }
 
 // A search has one decoder for all. Beam i of a round is continued by the decoder's
-// sequence beams[i].slot, and after the contrast by that of the same slot in a second half.
+// slot beams[i].slot, and after the contrast by the same one in a second half.
 type search struct {
 	SearchOptions
 	prompts [][]Token
 	ends    func(Token) bool
 	decoder *Decoder
 	beams   []*beam
-	alive   int // beams that have not ended, and that the last decode has logits of
 }
 
 type beam struct {
 	Completion
 	score score
 	ended bool
-	slot  int // of the sequences that hold its tokens
-	at    int // its step in the last decode; that after the contrast is s.alive further on
+	slot  int // that holds its tokens; for the contrast the same in the second half
 }
 
 func (s *search) check() error {
@@ -111,22 +104,17 @@ func (s *search) run(ctx context.Context, m *Model, precision Precision, active 
 
 // readPrompts makes the one beam without tokens.
 func (s *search) readPrompts(ctx context.Context) error {
-	var steps []step
-	var last []step // the prompts' last tokens, so that both have logits in one decode
-	for i, prompt := range s.prompts {
-		for _, t := range prompt {
-			steps = append(steps, step{token: t, sequence: i * s.Beams, prompt: true})
-		}
-		last, steps = append(last, steps[len(steps)-1]), steps[:len(steps)-1]
-	}
-	if len(steps) > 0 {
-		if err := s.decoder.decode(ctx, steps); err != nil {
+	for half, prompt := range s.prompts {
+		if _, err := s.slot(half, 0).Set(prompt, len(prompt)); err != nil {
 			return err
 		}
 	}
 	s.beams = []*beam{{}}
-	return s.decode(ctx, last)
+	return s.decoder.Decode(ctx)
 }
+
+// slot is where a beam's tokens are after the prompt, or after the contrast.
+func (s *search) slot(half, slot int) *Slot { return s.decoder.slots[half*s.Beams+slot] }
 
 // goOn decodes the last token of each beam, in the sequences of its parent: a copy of
 // them, where another child has them already.
@@ -145,35 +133,21 @@ func (s *search) goOn(ctx context.Context) error {
 	for slot := range taken {
 		if !taken[slot] && len(copies) > 0 {
 			for half := range s.prompts {
-				s.decoder.copy(half*s.Beams+copies[0].slot, half*s.Beams+slot)
+				s.slot(half, slot).copy(s.slot(half, copies[0].slot))
 			}
 			copies[0].slot, copies = slot, copies[1:]
 		}
 	}
-	var steps []step
 	for half := range s.prompts {
 		for _, b := range s.beams {
 			if !b.ended {
-				steps = append(steps, step{token: b.Tokens[len(b.Tokens)-1], sequence: half*s.Beams + b.slot})
+				if err := s.slot(half, b.slot).Append(b.Tokens[len(b.Tokens)-1]); err != nil {
+					return err
+				}
 			}
 		}
 	}
-	return s.decode(ctx, steps)
-}
-
-// decode decodes the last token of each beam that has not ended: first those after the
-// prompt, then those after the contrast.
-func (s *search) decode(ctx context.Context, steps []step) error {
-	for i := range steps {
-		steps[i].getLogits = true
-	}
-	s.alive = 0
-	for _, b := range s.beams {
-		if !b.ended {
-			b.at, s.alive = s.alive, s.alive+1
-		}
-	}
-	return s.decoder.decode(ctx, steps)
+	return s.decoder.Decode(ctx)
 }
 
 // choose is the best of all beams that ended and all continuations of the others. Of
@@ -231,7 +205,7 @@ func (s *search) order(a, b score) int {
 func (s *search) following(b *beam) (*distributions, error) {
 	d := &distributions{coldness: s.Coldness}
 	for half := range s.prompts {
-		logits, err := s.decoder.logits(half*s.alive + b.at)
+		logits, err := s.slot(half, b.slot).Logits()
 		if err != nil {
 			return nil, err
 		}
@@ -301,9 +275,4 @@ func (s score) compare(t score) int {
 		return cmp.Compare(s.sign, t.sign)
 	}
 	return s.sign * cmp.Compare(s.log, t.log)
-}
-
-// copy makes one sequence what another one is.
-func (d *Decoder) copy(from, to int) {
-	C.steer_decoder_copy(d.c, C.int32_t(from), C.int32_t(to))
 }

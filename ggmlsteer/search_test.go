@@ -188,7 +188,7 @@ func TestSearchRefuses(t *testing.T) {
 		inputError(t, try(prompt, func(o *SearchOptions) { o.Coldness = coldness }), "coldness")
 	}
 	huge := added(map[int][]float32{1: slices.Repeat([]float32{math.MaxFloat32}, f.Width)})
-	require.ErrorIs(t, try(prompt, keep, Active{huge, 10}), errNotANumber)
+	require.ErrorIs(t, try(prompt, keep, Active{Steering: huge, Strength: 10}), errNotANumber)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_, err := m.Search(ctx, prompt, good, F32)

@@ -66,7 +66,7 @@ func activeOf(steerings []specifiedSteering) (all []Active) {
 			steering.Shared = len(p.Layers) > 1
 			steering.Params = append(steering.Params, loader.Parameters{Vector: p.Vector, Left: p.Left, Right: p.Right})
 		}
-		all = append(all, Active{steering, s.Strength})
+		all = append(all, Active{Steering: steering, Strength: s.Strength})
 	}
 	return all
 }

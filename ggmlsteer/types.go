@@ -82,16 +82,29 @@ type SessionOptions struct {
 	Observed *int
 }
 
-// Active is a steering in use.
+// Active is a steering in use: which, how strongly, and at which tokens of a text. A
+// steering that is for prompts only stays that in every phase.
 type Active struct {
 	Steering *loader.Steering
 	Strength float64
+	Phase    Phase
+	From     int // the first position that is steered, counted from 0 at the text's beginning, BOS included
 }
+
+// A Phase is a part of a text. The first token that is generated is chosen after the
+// prompt's last one, and so under the prompt's steering.
+type Phase int
+
+const (
+	EveryToken Phase = iota
+	PromptTokens
+	GeneratedTokens
+)
 
 // DecoderOptions of Model.NewDecoder.
 type DecoderOptions struct {
 	Context   int // tokens of each sequence; at most the model's training context
-	Sequences int // prompts that are generated side by side
+	Sequences int // slots: texts that are computed side by side
 	Precision Precision
 	cells     int // of the cache, where sequences share tokens; 0: as many as Sequences of Context tokens take
 }
@@ -116,13 +129,20 @@ type Completion struct {
 // GenerateOptions say how Decoder.Generate continues.
 type GenerateOptions struct {
 	Tokens int // at most so many
-	// Temperature 0 is greedy, and none of the following is used.
+	Sampling
+	Stop []string // texts that end a continuation; they are left out of it
+	// Keep what the slots have of the prompts, as Slot.Set does. Otherwise all slots are
+	// emptied before, and the same call gives the same bits whatever came before it.
+	Keep bool
+}
+
+// Sampling says how tokens are drawn. Temperature 0 is greedy, and nothing else is used.
+type Sampling struct {
 	Temperature   float64
 	TopK          int     // 0: all
 	TopP, MinP    float64 // 1 and 0: all
 	RepeatPenalty float64 // 1: none
 	Seed          uint32
-	Stop          []string // texts that end a continuation; they are left out of it
 }
 
 // StopReason says why a continuation ended.
