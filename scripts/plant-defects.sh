@@ -61,6 +61,7 @@ plant 'the best value is not kept for --resume'   optimize/constrained.go 'BestV
 plant 'the objective before is not kept'          optimize/constrained.go 'Previous                    float64' 'Previous float64 `json:"-"`'
 plant 'the state is that of the step after'       optimize/run.go         'return d.result(d.Best, d.Iter-1,' 'return d.result(d.Best, d.Iter,'
 plant '--resume forgets the steps behind it'      cmd/llsteer/resume.go   'k.steps = k.found.Steps' '_ = k.found.Steps'
+plant 'reproduce forgets to clamp'                cmd/llsteer/reproduce.go '+"="); is {' '+"="); is && o.Name != "vector_clamp" {'
 plant 'the strength of another steering'          ggmlsteer/decoder.go    'strengths[k*n+i] = C.float' 'strengths[(len(d.loaded)-1-k)*n+i] = C.float'
 plant 'prompt-only is ignored'                    ggmlsteer/slot.go       '(a.Steering.PromptOnly ||' '(false ||'
 plant 'a phase begins one late'                   ggmlsteer/slot.go       'inPrompt := position < prompt' 'inPrompt := position <= prompt'

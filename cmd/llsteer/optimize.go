@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -314,8 +315,13 @@ func (f *jobFlags) readStart(job *optimize.Job) error {
 		job.Start["shared"] = s.Params[0]
 		return nil
 	}
+	// a job of fewer layers starts from theirs; one of other layers is refused for what it leaves out
+	steers := func(layer int) bool { return slices.Contains(job.Layers.List, layer) }
+	some := !job.Shared && slices.ContainsFunc(s.Layers, steers)
 	for i, layer := range s.Layers {
-		job.Start[strconv.Itoa(layer)] = s.At(i)
+		if !some || steers(layer) {
+			job.Start[strconv.Itoa(layer)] = s.At(i)
+		}
 	}
 	return nil
 }

@@ -214,7 +214,7 @@ unlikely, and it finds what to add to the residual stream of a layer.`,
 	root.PersistentFlags().BoolVarP(&p.quiet, "quiet", "q", false, "no progress, no notes")
 	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	root.AddCommand(p.quickstart(), p.optimize(), p.generate(), p.logprob(), p.search(), p.sweep(), p.activations(), p.tokenize(), p.check(), p.inspect(),
-		p.export(), p.importVector(), p.verify(), p.chat())
+		p.export(), p.importVector(), p.verify(), p.chat(), p.reproduce())
 	setHelp(root)
 	return root
 }

@@ -125,6 +125,39 @@ func TestRecipeOnGemma3(t *testing.T) {
 	}
 }
 
+// The command that is for a Gemma-2-2B of the user's makes all its runs on this model, too. The
+// log-probabilities are those that PyTorch has in float32 on the dequantized weights.
+func TestReproduceOnGemma3(t *testing.T) {
+	type result struct {
+		Steps int
+		Loss  float64
+		Norm  float64
+		Layer *int
+	}
+	table := llsteer[struct {
+		Logprobs []struct{ Ours float64 }
+		Runs     []struct {
+			Name, Stop string
+			Ours       result
+		}
+		Texts []struct{ Text string }
+	}](t, "reproduce", "-m", model(t, "gemma3-270m.gguf"), "--layer", "9", "--max-iters", "2")
+	require.Len(t, table.Logprobs, 2)
+	require.InDelta(t, -12.69, table.Logprobs[0].Ours, 0.006)
+	require.InDelta(t, -8.07, table.Logprobs[1].Ours, 0.006)
+	require.Len(t, table.Runs, 9)
+	for _, run := range table.Runs {
+		require.Equal(t, "max_iters", run.Stop, run.Name)
+		require.Equal(t, 2, run.Ours.Steps, run.Name)
+		require.True(t, run.Ours.Loss > 0 && run.Ours.Norm > 0, run.Name)
+	}
+	require.NotNil(t, table.Runs[8].Ours.Layer)
+	require.Len(t, table.Texts, 4)
+	for _, text := range table.Texts {
+		require.NotEmpty(t, text.Text)
+	}
+}
+
 // A vector on SmolLM2 135M Instruct, in its chat template: it likes the sea
 // better than the mountains, also where another question is asked.
 func TestChatOnSmolLM2(t *testing.T) {
