@@ -42,7 +42,8 @@ A message that begins with / is written with two.
 func (p *program) chat() *cobra.Command {
 	var model modelFlags
 	var steer []string
-	o := ggmlsteer.GenerateOptions{}
+	var phase phaseFlags
+	o := ggmlsteer.GenerateOptions{Keep: true} // what was said before, where it is steered as before
 	cmd := &cobra.Command{
 		Use:   "chat -m MODEL [-s FILE[:STRENGTH]]...",
 		Short: "talk with a model, and steer it meanwhile",
@@ -50,8 +51,9 @@ func (p *program) chat() *cobra.Command {
 standard input, one a line. The strength can be changed between messages:
 
 ` + chatHelp + `
-The model reads the whole conversation again for every answer, under the strengths that
-hold then. When the conversation outgrows the context, its oldest messages are forgotten.`,
+Every answer is what the model gives for the whole conversation under the strengths that
+hold then: after a change it reads again what was steered otherwise. To --steer-tokens
+earlier answers belong to the prompt. When the conversation outgrows the context, its oldest messages are forgotten.`,
 		Example: `  llsteer chat -m MODEL.gguf -s vector.gguf:0.5
   printf 'Hello!\n/strength 1\nHello!\n' | llsteer chat -m MODEL.gguf -s vector.gguf:0`,
 		Args: cobra.NoArgs,
@@ -63,6 +65,9 @@ hold then. When the conversation outgrows the context, its oldest messages are f
 			model.chat = true
 			active, err := readSteerings(steer)
 			if err != nil {
+				return err
+			}
+			if err := phase.apply(steer, active); err != nil {
 				return err
 			}
 			m, err := p.open(cmd.Context(), &model, true)
@@ -79,6 +84,7 @@ hold then. When the conversation outgrows the context, its oldest messages are f
 	}
 	addFlags(cmd, "Steering", func(flags *pflag.FlagSet) {
 		addSteer(flags, &steer)
+		phase.add(flags)
 	})
 	addFlags(cmd, "Generation", func(flags *pflag.FlagSet) {
 		countVar(flags, &o.Tokens, "n-predict", "n", 512, 1, math.MaxInt32, "most tokens of an answer")

@@ -21,6 +21,7 @@ func (p *program) generate() *cobra.Command {
 	var model modelFlags
 	var steer, prompts []string
 	var precision string
+	var phase phaseFlags
 	var compare bool
 	var o ggmlsteer.GenerateOptions
 	cmd := &cobra.Command{
@@ -54,6 +55,9 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 			if err != nil {
 				return err
 			}
+			if err := phase.apply(steer, active); err != nil {
+				return err
+			}
 			exact := precision == precisionF32
 			m, err := p.open(cmd.Context(), &model, !exact)
 			if err != nil {
@@ -83,6 +87,7 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 	})
 	addFlags(cmd, "Steering", func(flags *pflag.FlagSet) {
 		addSteer(flags, &steer)
+		phase.add(flags)
 		flags.BoolVar(&compare, "compare", false, "unsteered and steered, one after the other")
 	})
 	addFlags(cmd, "Generation", func(flags *pflag.FlagSet) {

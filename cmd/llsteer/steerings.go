@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/loader"
@@ -12,6 +13,33 @@ import (
 func addSteer(flags *pflag.FlagSet, specs *[]string) {
 	flags.StringArrayVarP(specs, "steer", "s", nil, "steering file or control vector, and a strength: `FILE[:STRENGTH]`; several add up (default none, strength 1)")
 	completeFiles(flags, "steer", "gguf")
+}
+
+// phaseFlags say which tokens are steered.
+type phaseFlags struct {
+	tokens string
+	from   int
+}
+
+var phases = map[string]ggmlsteer.Phase{"": ggmlsteer.EveryToken, "all": ggmlsteer.EveryToken, "prompt": ggmlsteer.PromptTokens, "generated": ggmlsteer.GeneratedTokens}
+
+func (f *phaseFlags) add(flags *pflag.FlagSet) {
+	choiceVar(flags, &f.tokens, "steer-tokens", []string{"all", "prompt", "generated"}, "which tokens are steered; the first generated one still comes from the prompt's last (default all)")
+	countVar(flags, &f.from, "steer-from", "", 0, 0, math.MaxInt32, "steer from the token at this position on, as tokenize counts them")
+}
+
+// apply gives all steerings the phase, and refuses one that they cannot have.
+func (f *phaseFlags) apply(specs []string, active []ggmlsteer.Active) error {
+	if len(active) == 0 && (f.tokens != "" || f.from != 0) {
+		return badInput("-s FILE", "--steer-tokens and --steer-from are for a steering, and there is none")
+	}
+	for i := range active {
+		active[i].Phase, active[i].From = phases[f.tokens], f.from
+		if active[i].Phase == ggmlsteer.GeneratedTokens && active[i].Steering.PromptOnly {
+			return badInput("leave out --steer-tokens", "%s steers prompts only (its job has only_hook_prompt), and cannot steer what is generated", specs[i])
+		}
+	}
+	return nil
 }
 
 // readSteerings reads what -s names.

@@ -33,6 +33,7 @@ func main() {
 	d, err := m.NewDecoder(ggmlsteer.DecoderOptions{Context: min(2048, m.Info().TrainContext)})
 	check(err)
 	defer d.Close()
+	slot := d.Slot(0)
 
 	var strength atomic.Value
 	strength.Store(0.5)
@@ -47,22 +48,30 @@ func main() {
 			}
 		}
 	}()
+	steer := func() { check(slot.Steer(ggmlsteer.Active{Steering: steering, Strength: strength.Load().(float64)})) }
 	var messages []ggmlsteer.Message
 	for question := range questions {
 		messages = append(messages, ggmlsteer.Message{Role: ggmlsteer.RoleUser, Text: question})
 		tokens, err := m.ChatMessages(messages)
 		check(err)
-		answer := ""
-		// a few tokens at a time, each time under the strength of the moment
-		for stop := ggmlsteer.StopLength; stop == ggmlsteer.StopLength && len(answer) < 1000; {
-			check(d.Steer(ggmlsteer.Active{Steering: steering, Strength: strength.Load().(float64)}))
-			all, err := d.Generate(context.Background(), [][]ggmlsteer.Token{tokens}, ggmlsteer.GenerateOptions{Tokens: 8},
-				func(_ int, text string) { fmt.Print(text) })
+		steer()
+		_, err = slot.Set(tokens, len(tokens)) // computes only what is new, or steered otherwise
+		check(err)
+		var answer []ggmlsteer.Token
+		for len(answer) < 300 {
+			check(d.Decode(context.Background()))
+			token, err := slot.Next(nil)
 			check(err)
-			stop, answer, tokens = all[0].Stop, answer+all[0].Text, append(tokens, all[0].Tokens...)
+			if m.Ends(token) {
+				break
+			}
+			fmt.Print(m.Text([]ggmlsteer.Token{token}, false))
+			answer = append(answer, token)
+			steer() // from this token on
+			check(slot.Append(token))
 		}
 		fmt.Println()
-		messages = append(messages, ggmlsteer.Message{Role: ggmlsteer.RoleAssistant, Text: answer})
+		messages = append(messages, ggmlsteer.Message{Role: ggmlsteer.RoleAssistant, Text: m.Text(answer, false)})
 	}
 }
 
