@@ -82,6 +82,12 @@ func (s *subject) export(t *testing.T, out string, from ...string) {
 // server starts llama-server on a free port of this machine, and returns its
 // address; it is killed when the test ends.
 func server(t *testing.T, path string, args ...string) string {
+	address, _ := serverIn(t, ".", path, args...)
+	return address
+}
+
+// serverIn starts one in a folder, and can be stopped earlier.
+func serverIn(t *testing.T, dir, path string, args ...string) (address string, stop func()) {
 	folder := os.Getenv("LLSTEER_SERVER")
 	require.NotEmpty(t, folder, "LLSTEER_SERVER is not set: run make test-models")
 	for range 3 { // somebody else may take the port before the server does
@@ -94,6 +100,7 @@ func server(t *testing.T, path string, args ...string) string {
 		cmd := exec.Command(filepath.Join(folder, "llama-server"), append([]string{
 			"-m", path, "-ngl", "0", "-t", "2", "-c", "1024", "-np", "1", "--host", "127.0.0.1", "--port", port}, args...)...)
 		cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+folder)
+		cmd.Dir = dir
 		var log bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &log, &log
 		require.NoError(t, cmd.Start())
@@ -102,19 +109,19 @@ func server(t *testing.T, path string, args ...string) string {
 			cmd.Wait()
 			close(ended)
 		}()
-		t.Cleanup(func() {
+		stop := func() {
 			cmd.Process.Kill()
 			<-ended
-		})
-		if healthy("http://"+address, ended) {
-			return "http://" + address
 		}
-		cmd.Process.Kill()
-		<-ended
+		t.Cleanup(stop)
+		if healthy("http://"+address, ended) {
+			return "http://" + address, stop
+		}
+		stop()
 		t.Logf("llama-server did not start:\n%s", &log)
 	}
 	require.Fail(t, "llama-server does not start")
-	return ""
+	return "", nil
 }
 
 func healthy(address string, ended <-chan struct{}) bool {
