@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/llsteer/llsteer/loader"
@@ -89,6 +90,11 @@ func (e *Example) validate() (key string, err error) {
 	if len(e.Src)+len(e.Dst) == 0 {
 		return "", fmt.Errorf("expected src_completions, dst_completions or both, found neither")
 	}
+	for _, text := range e.Src {
+		if slices.Contains(e.Dst, text) {
+			return "", fmt.Errorf("the completion %q cannot become likely and unlikely: it is in src_completions and in dst_completions", shorten(text))
+		}
+	}
 	for _, s := range e.sides() {
 		if s.targets != nil && len(s.targets) != len(s.completions) {
 			return s.targetsKey, fmt.Errorf("expected a target loss for each of the %d %s, found %d", len(s.completions), s.key, len(s.targets))
@@ -165,6 +171,8 @@ func (j *Job) validateExamples() error {
 	switch {
 	case j.Satisfice && targets == 0:
 		return badJob("satisfice", "there is no target: give target_loss, or target losses of the completions")
+	case !j.DoTargetLossSum && targets == 0:
+		return badJob("do_target_loss_sum", "each completion is compared with its target, and there is none: give target_loss, or target losses of the completions")
 	case j.Satisfice && without != "":
 		return badJob(without, "satisfice needs a target for every completion, and these have neither target losses of their own nor a target_loss")
 	}
@@ -194,6 +202,9 @@ func (j *Job) validateCombination() error {
 		if err := needs("affine steering", "affine_rank", "starting_affine_norm", "max_affine_norm"); err != nil {
 			return err
 		}
+	}
+	if kind == loader.Affine && j.DoRelativeScale {
+		return badJob("do_relative_scale", "it measures vectors by the stream that they are added to, and affine_rank's matrix, which has the same lr, grows with the stream by itself: leave one of the two out")
 	}
 	if projects(kind) && j.StartingNorm != nil && *j.StartingNorm == 0 {
 		return badJob("starting_norm", "%s steering takes the stream's part along v, and v = 0 has no direction: give a norm above 0", kind)
@@ -226,6 +237,8 @@ func (j *Job) validateCombination() error {
 		return badJob("melbo_layer", "it is for output_constr_objective melbo")
 	case j.Optimizer == optimizerLBFGS && j.NoiseScale != nil:
 		return badJob("optimizer", "lbfgs compares the losses of one step with those of the next, and noise changes them: adam does not mind")
+	case j.Optimizer == optimizerLBFGS && j.Satisfice:
+		return badJob("optimizer", "lbfgs takes the steps that lower the loss, and satisfice has to raise it where it is below its target: adam does not mind")
 	case j.Optimizer == optimizerLBFGS && j.Minibatch():
 		return badJob("optimizer", "lbfgs compares the losses of one step with those of the next, and those of a minibatch are of other prompts: adam does not mind")
 	case !j.Minibatch() && given("minibatch_size"):

@@ -142,6 +142,69 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// Options that contradict each other, or that do nothing without another, are refused before a
+// model is looked at, with a sentence that says why. Each is good without the last change.
+func TestCombinationsThatMakeNoSense(t *testing.T) {
+	type change = func(*Job)
+	for _, c := range []struct {
+		good, bad change
+		message   string
+	}{
+		{func(j *Job) { j.VectorClamp = ptr(1.0) }, func(j *Job) { j.AffineRank = ptr(2) },
+			"vector_clamp: clamp steering has no matrix of its own, and affine_rank asks for one: give one of the two"},
+		{nil, func(j *Job) { j.MaxAffineNorm = 3 }, "max_affine_norm: it is for affine steering: give affine_rank, too"},
+		{nil, func(j *Job) { j.StartingAffineNorm = ptr(0.5) }, "starting_affine_norm: it is for affine steering: give affine_rank, too"},
+		{func(j *Job) { j.AffineRank = ptr(2) }, func(j *Job) { j.DoRelativeScale = true },
+			"do_relative_scale: it measures vectors by the stream that they are added to, and affine_rank's matrix, which has the same lr, grows with the stream by itself: leave one of the two out"},
+		{func(j *Job) { j.VectorClamp = ptr(1.0) }, func(j *Job) { j.StartingNorm = ptr(0.0) },
+			"starting_norm: clamp steering takes the stream's part along v, and v = 0 has no direction: give a norm above 0"},
+		{func(j *Job) { j.VectorClamp = ptr(0.0) }, func(j *Job) { j.StartingNorm = ptr(0.0) },
+			"starting_norm: ablate steering takes the stream's part along v, and v = 0 has no direction: give a norm above 0"},
+		{nil, func(j *Job) { j.NoiseIters = 4 }, "noise_iters: it is for noise: give noise_scale, too"},
+		{nil, func(j *Job) { j.DoTangentSpaceNoise = false }, "do_tangent_space_noise: it is for noise: give noise_scale, too"},
+		{nil, func(j *Job) { j.DoNoiseAblRelu = true }, "do_noise_abl_relu: it is for noise: give noise_scale, too"},
+		{nil, func(j *Job) { j.DoAntipgd = true }, "do_antipgd: it is for noise: give noise_scale, too"},
+		{func(j *Job) { j.VectorClamp = ptr(1.0) }, func(j *Job) { j.NoiseScale = ptr(0.1) },
+			"do_tangent_space_noise: the tangent is the gradient at v = 0, and clamp steering has none there"},
+		{func(j *Job) { j.NoiseScale, j.DoNoiseAblRelu = ptr(0.1), true }, func(j *Job) { j.DoAntipgd = true },
+			"do_noise_abl_relu: it is for tangent-space noise, which is off here"},
+		{nil, func(j *Job) { j.OutputConstrLR = ptr(0.1) }, "output_constr_lr: it is for the output-constrained stage: give do_output_constr, too"},
+		{nil, func(j *Job) { j.MaxOutputConstrIters = ptr(9) }, "max_output_constr_iters: it is for the output-constrained stage: give do_output_constr, too"},
+		{nil, func(j *Job) { j.OutputConstrObjective, j.MelboLayer = "melbo", ptr(2) },
+			"output_constr_objective: it is for the output-constrained stage: give do_output_constr, too"},
+		{func(j *Job) { j.DoOutputConstr = true }, func(j *Job) { j.OutputConstrObjective = "melbo" },
+			"melbo_layer: output_constr_objective melbo needs the layer that it looks at"},
+		{func(j *Job) { j.DoOutputConstr = true }, func(j *Job) { j.MelboLayer = ptr(2) }, "melbo_layer: it is for output_constr_objective melbo"},
+		{func(j *Job) { j.NoiseScale = ptr(0.1) }, func(j *Job) { j.Optimizer = "lbfgs" },
+			"optimizer: lbfgs compares the losses of one step with those of the next, and noise changes them: adam does not mind"},
+		{func(j *Job) { j.Examples, j.Prompts, j.Dst = nil, []string{"a", "b"}, []string{"c"} }, func(j *Job) { j.Optimizer = "lbfgs" },
+			"optimizer: lbfgs compares the losses of one step with those of the next, and those of a minibatch are of other prompts: adam does not mind"},
+		{func(j *Job) { j.Satisfice, j.TargetLoss = true, ptr(1.0) }, func(j *Job) { j.Optimizer = "lbfgs" },
+			"optimizer: lbfgs takes the steps that lower the loss, and satisfice has to raise it where it is below its target: adam does not mind"},
+		{nil, func(j *Job) { j.MinibatchSize = 3 }, "minibatch_size: a minibatch is made of prompts, and this job has examples"},
+		{nil, func(j *Job) { j.Prompts, j.Dst = []string{"a"}, []string{"c"} }, "prompts: a job has prompts or examples, not both"},
+		{nil, func(j *Job) { j.Dst = []string{"c"} }, "dst_completions: beside examples they have none to follow: give prompts, or write them into an example"},
+		{nil, func(j *Job) { j.Src = []string{"c"} }, "src_completions: beside examples they have none to follow: give prompts, or write them into an example"},
+		{nil, func(j *Job) { j.Examples, j.Prompts = nil, []string{"a"} }, "prompts: expected src_completions, dst_completions or both beside them, found neither"},
+		{nil, func(j *Job) { j.DoTargetLossSum = false },
+			"do_target_loss_sum: each completion is compared with its target, and there is none: give target_loss, or target losses of the completions"},
+		{nil, func(j *Job) { j.Satisfice = true }, "satisfice: there is no target: give target_loss, or target losses of the completions"},
+		{nil, func(j *Job) { j.Examples[0].Dst = []string{"c", "b"} },
+			`examples[0]: the completion "b" cannot become likely and unlikely: it is in src_completions and in dst_completions`},
+		{nil, func(j *Job) { j.System = "Be brief." }, "system: a system text is for chat, which is off"},
+	} {
+		t.Run(c.message, func(t *testing.T) {
+			job := &Job{Options: DefaultOptions(), Layers: Layers{List: []int{0}}, Examples: []Example{{Prompt: "a", Src: []string{"b"}}}}
+			if c.good != nil {
+				c.good(job)
+			}
+			require.NoError(t, job.Validate())
+			c.bad(job)
+			require.Equal(t, c.message, inputError(t, job.Validate()).Message)
+		})
+	}
+}
+
 // What only the model's tokens show.
 func TestCompletions(t *testing.T) {
 	for _, c := range []struct {

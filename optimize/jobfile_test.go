@@ -46,7 +46,7 @@ max_output_constr_iters: 30
 output_constr_objective: melbo
 melbo_layer: 5
 minibatch_size: 5
-do_relative_scale: true
+do_relative_scale: false
 optimizer: adam
 regularization_weight: 0.2
 regularization_type: max
@@ -77,7 +77,7 @@ func wholeJobRead() *Job {
 			TargetLossTargetIters: 2, Satisfice: true, NormalizeTokenLength: true, OnlyHookPrompt: true,
 			AffineRank: ptr(1), StartingAffineNorm: ptr(0.5), MaxAffineNorm: 3, NoiseScale: ptr(0.25), NoiseIters: 4,
 			DoTangentSpaceNoise: true, DoNoiseAblRelu: true, DoOutputConstr: true, OutputConstrLR: ptr(0.02), MaxOutputConstrIters: ptr(30),
-			OutputConstrObjective: "melbo", MelboLayer: ptr(5), MinibatchSize: 5, DoRelativeScale: true, Optimizer: "adam",
+			OutputConstrObjective: "melbo", MelboLayer: ptr(5), MinibatchSize: 5, DoRelativeScale: false, Optimizer: "adam",
 			RegularizationWeight: 0.2, RegularizationType: "max", EntropyWeight: 10, Seed: 7,
 		},
 		Layers: Layers{List: []int{0, 1, 2}}, Shared: true, Chat: true, System: "Be brief.",
