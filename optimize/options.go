@@ -48,6 +48,14 @@ type Options struct {
 	Seed                  uint64
 }
 
+// FormulaName is what an option is called in the formulas of docs/steering.md.
+func (o Option) FormulaName() string {
+	if o.Symbol != "" {
+		return o.Symbol
+	}
+	return o.Name
+}
+
 // DefaultOptions are what holds where nothing is given.
 func DefaultOptions() Options {
 	return Options{
@@ -72,7 +80,7 @@ func DefaultOptions() Options {
 // An Option is one field of Options as flags, job files and documentation show it.
 type Option struct {
 	Name    string   // key of the job file; the flag has dashes for the underscores
-	Symbol  string   // its sign in the formulas of docs/steering.md; may be ""
+	Symbol  string   // its sign in the formulas of docs/steering.md; "" where they have the name
 	Type    string   // "number", "count", "bool" or "choice"
 	Choices []string // of a choice
 	Default string   // as Set takes it
@@ -117,7 +125,7 @@ var optionTable = []Option{
 	{Name: "max_norm", values: above0, absent: "none", field: func(o *Options) any { return &o.MaxNorm },
 		Help: "after each step, a longer vector is scaled down to this norm ‖v‖₂"},
 	{Name: "starting_norm", values: from0, absent: "auto", field: func(o *Options) any { return &o.StartingNorm },
-		Help: "norm ‖v‖₂ of the random start; auto: 1"},
+		Help: "norm ‖v‖₂ of the random start; auto: 1, for clamp and ablation 2 % of the stream's median norm"},
 	{Name: "coldness", Symbol: "κ", values: above0, field: func(o *Options) any { return &o.Coldness },
 		Help: "factor of the logits; 1 is the model's own probability"},
 	{Name: "eps", Symbol: "ε", values: from0, field: func(o *Options) any { return &o.Eps },
@@ -167,9 +175,9 @@ var optionTable = []Option{
 	{Name: "entropy_weight", values: from0, field: func(o *Options) any { return &o.EntropyWeight },
 		Help: "several layers, a vector each: factor of H(softmax of the norms ‖v‖₂), which makes one layer win"},
 	{Name: "do_relative_scale", field: func(o *Options) any { return &o.DoRelativeScale },
-		Help: "measure each layer's vector, its lr and norms in units of 0.1 of the stream's median norm there, over √width"},
+		Help: "measure each layer's vector, its lr and norms in units of 0.1 of the stream's median norm there, over √width; not with affine_rank"},
 	{Name: "optimizer", Choices: []string{optimizerAdam, optimizerLBFGS}, field: func(o *Options) any { return &o.Optimizer },
-		Help: "lbfgs takes fewer steps to a shorter vector; it needs losses without noise or minibatches"},
+		Help: "lbfgs takes fewer steps; it goes without noise, minibatches and satisfice"},
 	{Name: "seed", values: from0, field: func(o *Options) any { return &o.Seed },
 		Help: "where random draws begin"},
 }

@@ -232,7 +232,7 @@ func groups(cmd *cobra.Command) []*pflag.FlagSet {
 		shown := *f
 		shown.Value = shownValue{f.Value.Type()}
 		shown.DefValue = ""
-		if !strings.Contains(f.Usage, "(default") && !strings.Contains(f.Usage, "(required)") {
+		if !strings.Contains(f.Usage, "(default") && !strings.Contains(f.Usage, ", default ") && !strings.Contains(f.Usage, "(required)") {
 			shown.Usage += fmt.Sprintf(" (default %s)", shownDefault(f))
 		}
 		all[i].AddFlag(&shown)

@@ -146,7 +146,7 @@ where a run was interrupted or killed.`,
 		flags.BoolVar(&noRecipe, "no-recipe", false, "leave the job out of the steering file")
 	})
 	f.add(cmd)
-	addFlags(cmd, "Options, in place of the job's (none, auto: as if the job did not give them)", addOptions)
+	addFlags(cmd, "Options, in place of the job's (none, auto: as if the job did not give them); in brackets the name in the formulas of docs/steering.md, and the default", addOptions)
 	f.model.add(cmd)
 	addFlags(cmd, "Model", func(flags *pflag.FlagSet) { addPrecision(flags, &precision, precisionF32) })
 	return cmd
@@ -174,7 +174,7 @@ func addOptions(flags *pflag.FlagSet) {
 		if o.Name == "seed" {
 			continue
 		}
-		f := flags.VarPF(&optionFlag{option: o, text: o.Default}, flagOf(o), "", o.Help)
+		f := flags.VarPF(&optionFlag{option: o, text: o.Default}, flagOf(o), "", fmt.Sprintf("%s (%s, default %s)", o.Help, o.FormulaName(), o.Default))
 		if o.Type == "bool" {
 			f.NoOptDefVal = "true"
 		}

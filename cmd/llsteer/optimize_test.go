@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/llsteer/llsteer/optimize"
@@ -30,6 +34,33 @@ func TestEveryOptionIsAFlag(t *testing.T) {
 				require.Equal(t, want, jobOf(t, "--"+flagOf(o)))
 			}
 		})
+	}
+}
+
+// optimize --help lists every option with its name in the formulas and its default, and the
+// formulas do have that name.
+func TestHelpHasEveryOption(t *testing.T) {
+	root := (&program{}).root()
+	var help bytes.Buffer
+	root.SetOut(&help)
+	root.SetArgs([]string{"optimize", "--help"})
+	require.NoError(t, root.Execute())
+	entries := map[string]string{} // by flag, on one line
+	for _, entry := range regexp.MustCompile(`(?m)^ +(?:-., )?--`).Split(help.String(), -1)[1:] {
+		words := strings.Fields(entry)
+		entries[words[0]] = strings.Join(words, " ")
+	}
+	formulas, err := os.ReadFile("../../docs/steering.md")
+	require.NoError(t, err)
+	for _, o := range optimize.OptionTable() {
+		entry, name := entries[flagOf(o)], o.FormulaName()
+		if o.Name == "seed" { // a flag of every command
+			require.Contains(t, entry, "(default "+o.Default+")")
+		} else {
+			require.Contains(t, entry, "("+name+", default "+o.Default+")", o.Name)
+			require.Contains(t, entry, o.Help)
+		}
+		require.True(t, regexp.MustCompile(`(^|[^\pL_])`+regexp.QuoteMeta(name)+`($|[^\pL_])`).Match(formulas), "%s is not in the formulas", name)
 	}
 }
 
