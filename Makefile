@@ -45,7 +45,7 @@ INCLUDES := -I$(SRC)/ggml/include -I$(SRC)/ggml/src -I$(SRC)/llama/include -I$(S
 # warnings are for our own code; that of the module is as it is
 THIRD_FLAGS := $(OPT) -fPIC -pthread -MMD -MP -w $(DEFINES) $(INCLUDES)
 OWN_FLAGS := $(OPT) -fPIC -pthread -MD -MP -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers $(DEFINES) $(INCLUDES:-I%=-isystem %) -Icsrc
-LINK := $(CXX) -shared -pthread -Wl,--no-undefined -Wl,-rpath,'$$ORIGIN' -Lbin
+LINK := $(CXX) -shared -pthread -Wl,--no-undefined
 
 objects = $(addprefix build/obj/$(1)/,$(addsuffix .o,$(2)))
 
@@ -73,22 +73,21 @@ endef
 $(SRC)/%: $(SOURCES) ;
 
 # --- libraries --------------------------------------------------------------
+# Each library has ggml in itself and shows nothing but its own few functions, so
+# that a program may have another llama.cpp beside it: neither finds the other's.
+
+only = -Wl,--version-script=csrc/$(1).map
 
 $(eval $(call compile,base,-DGGML_BUILD))
-bin/libggml-base.so: $(call objects,base,$(BASE_SRC))
-	@mkdir -p bin
-	@echo "  LINK    $@"
-	@$(LINK) -Wl,-soname,$(@F) -o $@ $^ -ldl -lm
-
-bin/libggml.so: $(call objects,base,ggml/src/ggml-backend-reg.cpp) bin/libggml-base.so
-	@echo "  LINK    $@"
-	@$(LINK) -Wl,-soname,$(@F) -o $@ $(filter %.o,$^) -lggml-base -ldl
-
 $(eval $(call compile,llama,-DLLAMA_BUILD))
 OWN_SRC := $(wildcard csrc/*.cpp)
-bin/libllama.so: $(call objects,llama,$(LLAMA_SRC) $(OWN_SRC)) bin/libggml.so bin/libggml-base.so
+BASE := $(call objects,base,$(BASE_SRC))
+# without the handler of uncaught exceptions, which the process needs once
+MODULE_BASE := $(filter-out %/ggml.cpp.o,$(BASE))
+bin/libllsteer.so: $(BASE) $(call objects,base,ggml/src/ggml-backend-reg.cpp) $(call objects,llama,$(LLAMA_SRC) $(OWN_SRC)) csrc/libllsteer.map
+	@mkdir -p bin
 	@echo "  LINK    $@"
-	@$(LINK) -Wl,-soname,$(@F) -o $@ $(filter %.o,$^) -lggml -lggml-base -ldl -lm
+	@$(LINK) -Wl,-soname,$(@F) $(call only,libllsteer) -o $@ $(filter %.o,$^) -ldl -lm
 
 # --- CPU backend, a module for each kind of CPU ------------------------------
 # ggml loads the best one that the machine can run. Names and features are
@@ -143,18 +142,19 @@ build/obj/cpu-$(1)/feats.o: $(SRC)/ggml/src/ggml-cpu/arch/$(ARCH_DIR)/cpu-feats.
 	@mkdir -p $$(@D)
 	@echo "  CXX     $$(<:$(SRC)/%=%)"
 	@$$(CXX) -std=c++17 $$(THIRD_FLAGS) -DGGML_BACKEND_BUILD $$(call variant_defines,$(1)) -c $$< -o $$@
-bin/libggml-cpu-$(1).so: $$(call objects,cpu-$(1),$$(CPU_SRC) ggml/src/ggml-cpu/arch/$(ARCH_DIR)/quants.c ggml/src/ggml-cpu/arch/$(ARCH_DIR)/repack.cpp $$(KERNEL_SRC)) build/obj/cpu-$(1)/feats.o bin/libggml-base.so
+bin/libggml-cpu-$(1).so: $$(call objects,cpu-$(1),$$(CPU_SRC) ggml/src/ggml-cpu/arch/$(ARCH_DIR)/quants.c ggml/src/ggml-cpu/arch/$(ARCH_DIR)/repack.cpp $$(KERNEL_SRC)) build/obj/cpu-$(1)/feats.o $$(MODULE_BASE) csrc/backend.map
+	@mkdir -p bin
 	@echo "  LINK    $$@"
-	@$$(LINK) -fopenmp -Wl,-Bsymbolic-functions -o $$@ $$(filter %.o,$$^) -lggml-base -lm
+	@$$(LINK) -fopenmp $$(call only,backend) -o $$@ $$(filter %.o,$$^) -lm
 endef
 $(foreach v,$(VARIANTS),$(eval $(call cpu_variant,$(v))))
 
 # the kernels' own test, in every variant that this machine can run
-build/kernels-%: build/obj/cpu-%/csrc/kernels/test.cpp.o $(foreach s,$(KERNEL_SRC),build/obj/cpu-%/$(s).o) bin/libggml-base.so
+build/kernels-%: build/obj/cpu-%/csrc/kernels/test.cpp.o $(foreach s,$(KERNEL_SRC),build/obj/cpu-%/$(s).o) $(MODULE_BASE) Makefile
 	@echo "  LINK    $@"
-	@$(CXX) -pthread -Wl,-rpath,'$$ORIGIN/../bin' -Lbin -o $@ $(filter %.o,$^) -lggml-base -lm
+	@$(CXX) -pthread -o $@ $(filter %.o,$^) -ldl -lm
 
-LIBRARIES := bin/libllama.so bin/libggml.so bin/libggml-base.so bin/libggml-cpu-$(NATIVE).so
+LIBRARIES := bin/libllsteer.so bin/libggml-cpu-$(NATIVE).so
 
 -include $(shell find build/obj -name '*.d' 2>/dev/null)
 

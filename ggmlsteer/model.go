@@ -2,7 +2,7 @@ package ggmlsteer
 
 /*
 #cgo CFLAGS: -I${SRCDIR}/../csrc
-#cgo LDFLAGS: -L${SRCDIR}/../bin -lllama -lggml -lggml-base -Wl,-rpath,$ORIGIN -Wl,-rpath,$ORIGIN/../lib/llsteer -Wl,-rpath,${SRCDIR}/../bin
+#cgo LDFLAGS: -L${SRCDIR}/../bin -lllsteer -Wl,-rpath,$ORIGIN -Wl,-rpath,$ORIGIN/../lib/llsteer -Wl,-rpath,${SRCDIR}/../bin
 #include <stdlib.h>
 #include "steer.h"
 */
