@@ -316,7 +316,7 @@ public:
             result.get(), &this->steer, 0,
         };
         nodes = shared.model.model->build_graph(params);
-        ggml_graph_set_prec_exact(nodes);
+        ggml_graph_set_prec(nodes, shared.prec);
         n_forward = n_nodes = ggml_graph_n_nodes(nodes);
         logits = result->get_logits();
         logits->flags |= GGML_TENSOR_FLAG_OUTPUT;

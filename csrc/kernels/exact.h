@@ -1,41 +1,19 @@
-// Exact matrix products with frozen weights for ggml's CPU backend: weights of
-// any type as they dequantize, activations and sums in float32. ggml's own
-// kernels round the activations to 8 bits for quantized weights, and in the
-// backward pass dequantize each row of weights anew for every token.
-//
-// This is compiled into every variant of the backend, with its processor's
-// flags, and called from the patched ggml-cpu.c. It takes over
-//
-//   MUL_MAT, MUL_MAT_ID  of GGML_PREC_EXACT: y[m,t] = sum_k W[k,m] x[k,t]
-//   OUT_PROD:                                y[k,t] = sum_m W[k,m] g[t,m]
-//
-// with W = src[0], x or g = src[1], and the broadcasting of W over dimensions 2
-// and 3 that MUL_MAT has. OUT_PROD with src[2] is the backward pass of
-// MUL_MAT_ID: src[2] are the expert ids, g has m first, as the gradient there.
-//
-// An element of y depends on its row or column of W and its column of x or g
-// alone: the bits are the same for any number of threads, and for a token alone
-// as for a token among others. NaN and infinity are not skipped.
+// Matrix products in float32, for products.h: W as it dequantizes, float32 sums.
 #pragma once
 
-#include "ggml.h"
+#include "matrix.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+namespace exact {
 
-struct ggml_compute_params;
+// floats of work memory that each thread needs, aligned to a cache line
+extern const size_t WORK;
 
-// Is the node computed here? W must be of a type with a to_float, x, g and y F32;
-// W, x and y contiguous in dimension 0. Other strides are free, those of g all.
-bool llsteer_exact_takes(const struct ggml_tensor * node);
+// y[m,t] = sum_k W[k,m] x[k,t] for m in [m0, m1); the parts of m that a thread may take
+void forward(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, columns cols, float * work);
+int64_t forward_part(int64_t n_columns);
 
-// Bytes of work buffer that such a node needs, for all threads together.
-size_t llsteer_exact_work_size(const struct ggml_tensor * node, int n_threads);
+// y[k,t] = sum_m W[k,m] g[m,t] for k in [k0, k1), of one part; g is read every g_stride bytes
+void backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, columns cols, size_t g_stride, float * work);
+int64_t backward_part(int64_t n_k, int64_t block);
 
-// One thread's part of such a node; no thread waits for another.
-void llsteer_exact_compute(const struct ggml_compute_params * params, struct ggml_tensor * node);
-
-#ifdef __cplusplus
-}
-#endif
+} // namespace exact

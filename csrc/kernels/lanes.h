@@ -5,9 +5,12 @@
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // in GCC 12's own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
@@ -72,6 +75,52 @@ inline vec shuffle(vec a, vec b, ivec lane) {
     return v;
 #else
     return __builtin_shuffle(a, b, lane);
+#endif
+}
+
+inline ivec max(ivec a, ivec b) {
+#if defined(__AVX512F__)
+    return (ivec) _mm512_max_epi32((__m512i) a, (__m512i) b);
+#elif defined(__AVX2__)
+    return (ivec) _mm256_max_epi32((__m256i) a, (__m256i) b);
+#else
+    const ivec greater = a > b;
+    return (a & greater) | (b & ~greater);
+#endif
+}
+
+// Lanes of two int16 each, as dot_pairs takes them, from those in which they are neighbors.
+inline ivec arranged(ivec pairs) {
+#if defined(__aarch64__)
+    const int16x8_t p = (int16x8_t) pairs;
+    return (ivec) vcombine_s16(vget_low_s16(vuzp1q_s16(p, p)), vget_low_s16(vuzp2q_s16(p, p)));
+#else
+    return pairs;
+#endif
+}
+
+// sum + a_0 b_0 + a_1 b_1 in each lane; a as arranged() has them, b two int16
+inline ivec dot_pairs(ivec a, int32_t b, ivec sum) {
+#if defined(__aarch64__)
+    const int16x8_t p = (int16x8_t) a;
+    return (ivec) vmlal_n_s16(vmlal_n_s16((int32x4_t) sum, vget_low_s16(p), (int16_t) b), vget_high_s16(p), (int16_t) (b >> 16));
+#else
+#if defined(__AVX512VNNI__)
+    return (ivec) _mm512_dpwssd_epi32((__m512i) sum, (__m512i) a, _mm512_set1_epi32(b));
+#elif defined(__AVX512BW__)
+    return sum + (ivec) _mm512_madd_epi16((__m512i) a, _mm512_set1_epi32(b));
+#elif defined(__AVXVNNI__)
+    return (ivec) _mm256_dpwssd_avx_epi32((__m256i) sum, (__m256i) a, _mm256_set1_epi32(b));
+#elif defined(__AVX2__)
+    return sum + (ivec) _mm256_madd_epi16((__m256i) a, _mm256_set1_epi32(b));
+#elif defined(__AVX__) // integers in halves
+    const __m128i c = _mm_set1_epi32(b), low = _mm256_castsi256_si128((__m256i) a), high = _mm256_extractf128_si256((__m256i) a, 1);
+    return sum + (ivec) _mm256_set_m128i(_mm_madd_epi16(high, c), _mm_madd_epi16(low, c));
+#elif defined(__SSE2__)
+    return sum + (ivec) _mm_madd_epi16((__m128i) a, _mm_set1_epi32(b));
+#else // any other
+    return sum + (a << 16 >> 16)*(int16_t) b + (a >> 16)*(b >> 16);
+#endif
 #endif
 }
 

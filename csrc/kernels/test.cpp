@@ -1,10 +1,11 @@
 // Tests of the kernels against sums in double precision:  test
 // and their speed, on as many threads as given or 2:       test --bench [THREADS]
 #include "dequantize.h"
-#include "exact.h"
+#include "fixed.h"
 #include "gelu.h"
 #include "ggml-cpu-impl.h"
 #include "lanes.h"
+#include "products.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,11 +14,20 @@
 #include <cstring>
 #include <functional>
 #include <initializer_list>
+#include <pthread.h>
 #include <random>
 #include <string>
 #include <thread>
 #include <time.h>
 #include <vector>
+
+// what ggml's CPU backend has for the kernels
+struct ggml_threadpool {
+    pthread_barrier_t barrier;
+    explicit ggml_threadpool(int n_threads) { pthread_barrier_init(&barrier, nullptr, n_threads); }
+    ~ggml_threadpool() { pthread_barrier_destroy(&barrier); }
+};
+void ggml_barrier(ggml_threadpool * pool) { pthread_barrier_wait(&pool->barrier); }
 
 namespace {
 
@@ -97,10 +107,11 @@ std::vector<float> row(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3
     return r;
 }
 
-ggml_tensor * exact(ggml_tensor * node) {
-    node->op_params[0] = GGML_PREC_EXACT;
+ggml_tensor * in(ggml_prec precision, ggml_tensor * node) {
+    node->op_params[0] = precision;
     return node;
 }
+ggml_tensor * exact(ggml_tensor * node) { return in(GGML_PREC_EXACT, node); }
 
 // the node that ggml's backward pass makes of a MUL_MAT_ID
 ggml_tensor * out_prod_id(ggml_context * c, ggml_tensor * w, ggml_tensor * g, ggml_tensor * ids) {
@@ -112,27 +123,40 @@ ggml_tensor * out_prod_id(ggml_context * c, ggml_tensor * w, ggml_tensor * g, gg
     return node;
 }
 
-// The node's result, by n_threads; what is not written stays NaN.
-void compute(ggml_tensor * node, int n_threads) {
-    for (int64_t i = 0; i < ggml_nelements(node); ++i) {
-        ((float *) node->data)[i] = NAN;
-    }
-    const size_t size = llsteer_exact_work_size(node, n_threads), guard = 64;
-    std::vector<char> work(size + guard, 'x');
-    std::vector<std::thread> threads;
+// All threads' parts of a node.
+void run(ggml_tensor * node, int n_threads, std::vector<char> & work, size_t size, const std::function<void(std::vector<std::function<void()>>)> & at_once) {
+    ggml_threadpool pool(n_threads);
+    std::vector<std::function<void()>> parts;
     for (int i = 0; i < n_threads; ++i) {
-        threads.emplace_back([&, i] {
+        parts.push_back([&, i] {
             ggml_compute_params params = {};
             params.ith = i;
             params.nth = n_threads;
             params.wsize = size;
             params.wdata = work.data();
-            llsteer_exact_compute(&params, node);
+            params.threadpool = &pool;
+            llsteer_product_compute(&params, node);
         });
     }
-    for (std::thread & t : threads) {
-        t.join();
+    at_once(parts);
+}
+
+// The node's result, by n_threads; what is not written stays NaN.
+void compute(ggml_tensor * node, int n_threads) {
+    for (int64_t i = 0; i < ggml_nelements(node); ++i) {
+        ((float *) node->data)[i] = NAN;
     }
+    const size_t size = llsteer_product_work_size(node, n_threads), guard = 64;
+    std::vector<char> work(size + guard, 'x');
+    run(node, n_threads, work, size, [](auto parts) {
+        std::vector<std::thread> threads;
+        for (const auto & part : parts) {
+            threads.emplace_back(part);
+        }
+        for (std::thread & t : threads) {
+            t.join();
+        }
+    });
     check(std::all_of(work.begin() + size, work.end(), [](char b) { return b == 'x'; }), "writes beyond the work buffer");
 }
 
@@ -147,21 +171,61 @@ bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
 
 // ---- products against sums in double ------------------------------------------------
 
-// A sum of n products rounds no term oftener than this. Forward: blocks of at most 1024
-// elements are summed in four lanes or more, the lanes (16 at most) in pairs, then the
-// blocks in turn. Backward: blocks of 128 in turn, then those in turn. One more for the
-// product itself. Each rounding errs by at most UNIT times the sum of the terms'
-// magnitudes; the factor 1.01 below covers products of these errors.
-constexpr double UNIT = 0x1p-24;
-double roundings(int64_t n) { return std::min<double>((double) n, 1024/4 + 4 + (double) n/128 + 1) + 1; }
+// An element of a result: the sum of its terms w x, and how far the kernels may be from it.
+struct sum_of_products {
+    bool fixed;
+    double sum = 0, bound = 0;
+
+    // the terms of a run of at most fixed::SEGMENT
+    int64_t n = 0;
+    double w_most = 0, x_most = 0, w_size = 0, x_size = 0;
+    double size = 0; // of all terms
+    int64_t n_terms = 0;
+
+    void add(double w, double x) {
+        sum += w*x;
+        size += std::fabs(w*x);
+        w_size += std::fabs(w);
+        x_size += std::fabs(x);
+        w_most = std::max(w_most, std::fabs(w));
+        x_most = std::max(x_most, std::fabs(x));
+        ++n_terms;
+        if (++n == fixed::SEGMENT) {
+            end_segment();
+        }
+    }
+
+    // Either operand is rounded to half its scale; the third term is both errors at once.
+    void end_segment() {
+        const double w_error = w_most/fixed::MOST/2, x_error = x_most/fixed::MOST/2;
+        bound += w_error*x_size + x_error*w_size + n*w_error*x_error;
+        n = 0;
+        w_most = x_most = w_size = x_size = 0;
+    }
+
+    // In float32 a sum of n products rounds no term oftener than this. Forward: blocks of
+    // at most 1024 elements are summed in four lanes or more, the lanes (16 at most) in
+    // pairs, then the blocks in turn. Backward: blocks of 128 in turn, then those in turn.
+    // One more for the product itself. In fixed point: the segments in turn, each with
+    // its scales, their product and the conversion of its sum. Each rounding errs by at
+    // most UNIT times the sum of the terms' magnitudes (in fixed point, of the rounded
+    // terms, which exceed the terms by at most the bound so far); the factor 1.01 covers products of these errors.
+    static constexpr double UNIT = 0x1p-24;
+    double allowed() {
+        end_segment();
+        const double n_float = std::min<double>((double) n_terms, 1024/4 + 4 + (double) n_terms/128 + 1) + 1;
+        const double n_fixed = (double) n_terms/fixed::SEGMENT + 1 + 7;
+        return fixed ? 1.01*(bound + UNIT*n_fixed*(size + bound)) : 1.01*UNIT*n_float*size;
+    }
+};
 
 // What the node should be: each element as its terms say.
 void check_product(ggml_tensor * node, const std::string & what) {
     const ggml_tensor * w = node->src[0], * x = node->src[1], * ids = node->src[2];
     const bool back = node->op == GGML_OP_OUT_PROD;
-    const int64_t n_terms = back ? w->ne[1] : w->ne[0];
+    const bool fixed = node->op_params[0] == GGML_PREC_FIXED;
 
-    check(llsteer_exact_takes(node), what + ": not taken");
+    check(llsteer_product_takes(node), what + ": not taken");
     compute(node, 1);
     const std::vector<float> one = result(node);
     for (int n_threads : {2, 3, 7}) {
@@ -178,18 +242,15 @@ void check_product(ggml_tensor * node, const std::string & what) {
                 const auto x_at = [&](int64_t i) {
                     return back && !ids ? number(x, i1, i, i2, i3) : number(x, i, i1 % x->ne[1], i2, i3);
                 };
-                std::vector<double> sum(node->ne[0]), size(node->ne[0]);
+                std::vector<sum_of_products> sums(node->ne[0], sum_of_products{fixed});
                 for (int64_t m = 0; m < w->ne[1]; ++m) {
                     const std::vector<float> r = row(w, m, w2, w3);
                     for (int64_t k = 0; k < w->ne[0]; ++k) {
-                        const double term = (double) r[k]*x_at(back ? m : k);
-                        sum [back ? k : m] += term;
-                        size[back ? k : m] += std::fabs(term);
+                        sums[back ? k : m].add(r[k], x_at(back ? m : k));
                     }
                 }
                 for (int64_t i = 0; i < node->ne[0]; ++i) {
-                    const double error = std::fabs(number(node, i, i1, i2, i3) - sum[i]);
-                    const double bound = 1.01*UNIT*roundings(n_terms)*size[i];
+                    const double error = std::fabs(number(node, i, i1, i2, i3) - sums[i].sum), bound = sums[i].allowed();
                     if (!(error <= bound)) {
                         worst = std::max(worst, error/bound);
                         worst = std::isnan(error) ? INFINITY : worst;
@@ -205,11 +266,20 @@ std::string shape(const char * op, const ggml_tensor * w, int64_t columns) {
     return std::string(op) + " " + ggml_type_name(w->type) + " " + std::to_string(w->ne[0]) + "x" + std::to_string(w->ne[1]) + ", " + std::to_string(columns) + " columns";
 }
 
+constexpr ggml_prec PRECISIONS[] = {GGML_PREC_EXACT, GGML_PREC_FIXED};
+
+// a node that the kernels compute, in both precisions
+void check_products(ggml_tensor * node, const std::string & what) {
+    for (const ggml_prec precision : PRECISIONS) {
+        check_product(in(precision, node), what + (precision == GGML_PREC_FIXED ? ", fixed" : ""));
+    }
+}
+
 void check_both_ways(ggml_type type, int64_t k, int64_t m, int64_t n) {
     context c;
     ggml_tensor * w = random_tensor(c, type, k, m);
-    check_product(exact(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F32, k, n))), shape("mul_mat", w, n));
-    check_product(ggml_out_prod(c, w, ggml_transpose(c, random_tensor(c, GGML_TYPE_F32, m, n))), shape("out_prod", w, n));
+    check_products(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F32, k, n)), shape("mul_mat", w, n));
+    check_products(ggml_out_prod(c, w, ggml_transpose(c, random_tensor(c, GGML_TYPE_F32, m, n))), shape("out_prod", w, n));
 }
 
 void test_types_and_sizes() {
@@ -241,19 +311,19 @@ void test_strides_and_broadcasts() {
     ggml_tensor * all = random_tensor(c, GGML_TYPE_Q8_0, 320, 128, 3, 2);
     ggml_tensor * w = ggml_view_4d(c, all, 256, 64, 2, 2, all->nb[1], all->nb[2], all->nb[3], 32*all->nb[1]);
     ggml_tensor * x = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 256, 6, 9, 4), 0, 2, 1, 3);
-    check_product(exact(ggml_mul_mat(c, w, x)), "mul_mat of views, broadcast");
+    check_products(ggml_mul_mat(c, w, x), "mul_mat of views, broadcast");
     ggml_tensor * g = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 64, 6, 9, 4), 0, 2, 1, 3);
-    check_product(ggml_out_prod(c, w, ggml_transpose(c, g)), "out_prod of views, broadcast");
+    check_products(ggml_out_prod(c, w, ggml_transpose(c, g)), "out_prod of views, broadcast");
 
     // as attention has them: heads interleaved in k, a probability matrix on either side
     ggml_tensor * k = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 40, 3, 21), 0, 2, 1, 3);
     ggml_tensor * q = ggml_permute(c, random_tensor(c, GGML_TYPE_F32, 40, 6, 19), 0, 2, 1, 3);
     ggml_tensor * kq = random_tensor(c, GGML_TYPE_F32, 21, 19, 6);
-    check_product(exact(ggml_mul_mat(c, k, q)), "mul_mat k q");
-    check_product(ggml_out_prod(c, k, ggml_transpose(c, kq)), "out_prod k kq^T");
-    check_product(ggml_out_prod(c, q, kq), "out_prod q kq: columns first in src1");
+    check_products(ggml_mul_mat(c, k, q), "mul_mat k q");
+    check_products(ggml_out_prod(c, k, ggml_transpose(c, kq)), "out_prod k kq^T");
+    check_products(ggml_out_prod(c, q, kq), "out_prod q kq: columns first in src1");
     ggml_tensor * cache = ggml_permute(c, random_tensor(c, GGML_TYPE_F16, 40, 3, 21), 0, 2, 1, 3);
-    check_product(exact(ggml_mul_mat(c, cache, q)), "mul_mat with an f16 cache");
+    check_products(ggml_mul_mat(c, cache, q), "mul_mat with an f16 cache");
 }
 
 ggml_tensor * expert_ids(ggml_context * c, const std::vector<int32_t> & ids, int64_t used) {
@@ -269,44 +339,44 @@ void test_experts() {
         ggml_tensor * w = random_tensor(c, type, 512, 70, 5);
         // expert 3 is not used, 1 by most
         ggml_tensor * ids = expert_ids(c, {1, 0,  1, 2,  4, 1,  1, 0,  2, 1,  0, 1,  1, 4,  1, 2,  1, 0}, 2);
-        check_product(exact(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 1, 9), ids)), "mul_mat_id " + name + ", x broadcast");
-        check_product(exact(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 2, 9), ids)), "mul_mat_id " + name);
-        check_product(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 2, 9), ids), "out_prod_id " + name);
+        check_products(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 1, 9), ids), "mul_mat_id " + name + ", x broadcast");
+        check_products(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 2, 9), ids), "mul_mat_id " + name);
+        check_products(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 2, 9), ids), "out_prod_id " + name);
         // ids as top-k leaves them: a view of longer rows
         ggml_tensor * sorted = expert_ids(c, {4, 0, 1, 2, 3,  2, 1, 0, 3, 4,  3, 4, 2, 0, 1}, 5);
         ggml_tensor * top = ggml_view_2d(c, sorted, 3, 3, sorted->nb[1], 0);
-        check_product(exact(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 3, 3), top)), "mul_mat_id " + name + ", ids a view");
-        check_product(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 3, 3), top), "out_prod_id " + name + ", ids a view");
+        check_products(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 3, 3), top), "mul_mat_id " + name + ", ids a view");
+        check_products(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 3, 3), top), "out_prod_id " + name + ", ids a view");
     }
 }
 
 // A token's result does not depend on the tokens beside it.
-void test_columns_are_independent() {
+void test_columns_are_independent(ggml_prec precision) {
     context c;
     ggml_tensor * w = random_tensor(c, GGML_TYPE_Q4_K, 2304, 77);
     ggml_tensor * x = random_tensor(c, GGML_TYPE_F32, 2304, 23), * g = random_tensor(c, GGML_TYPE_F32, 77, 23);
-    ggml_tensor * forward = exact(ggml_mul_mat(c, w, x)), * back = ggml_out_prod(c, w, ggml_transpose(c, g));
+    ggml_tensor * forward = in(precision, ggml_mul_mat(c, w, x)), * back = in(precision, ggml_out_prod(c, w, ggml_transpose(c, g)));
     compute(forward, 2);
     compute(back, 2);
     for (int64_t t = 0; t < 23; ++t) {
-        ggml_tensor * alone = exact(ggml_mul_mat(c, w, ggml_view_1d(c, x, 2304, t*x->nb[1])));
+        ggml_tensor * alone = in(precision, ggml_mul_mat(c, w, ggml_view_1d(c, x, 2304, t*x->nb[1])));
         compute(alone, 1);
         check(memcmp(alone->data, &number(forward, 0, t), 77*sizeof(float)) == 0, "mul_mat: a column alone has other bits");
-        alone = ggml_out_prod(c, w, ggml_transpose(c, ggml_view_2d(c, g, 77, 1, g->nb[1], t*g->nb[1])));
+        alone = in(precision, ggml_out_prod(c, w, ggml_transpose(c, ggml_view_2d(c, g, 77, 1, g->nb[1], t*g->nb[1]))));
         compute(alone, 1);
         check(memcmp(alone->data, &number(back, 0, t), 2304*sizeof(float)) == 0, "out_prod: a column alone has other bits");
     }
 }
 
 // NaN and infinity reach every element that they have part in, even times zero, and no other.
-void test_not_finite() {
+void test_not_finite(ggml_prec precision) {
     for (float bad : {NAN, INFINITY}) {
         for (int64_t k : {5, 64, 70}) { // in the last lanes, too
             context c;
             ggml_tensor * w = random_tensor(c, GGML_TYPE_F32, 71, 9), * x = random_tensor(c, GGML_TYPE_F32, 71, 8);
             number(x, k, 3) = bad;
             number(w, k, 2) = 0;
-            ggml_tensor * y = exact(ggml_mul_mat(c, w, x));
+            ggml_tensor * y = in(precision, ggml_mul_mat(c, w, x));
             compute(y, 2);
             bool ok = std::isnan(number(y, 2, 3));
             for (int64_t t = 0; t < 8; ++t) {
@@ -319,7 +389,7 @@ void test_not_finite() {
             ggml_tensor * g = random_tensor(c, GGML_TYPE_F32, 9, 8);
             number(w, k, 2) = bad;
             number(g, 2, 5) = 0;
-            y = ggml_out_prod(c, w, ggml_transpose(c, g));
+            y = in(precision, ggml_out_prod(c, w, ggml_transpose(c, g)));
             compute(y, 2);
             ok = std::isnan(number(y, k, 5));
             for (int64_t t = 0; t < 8; ++t) {
@@ -343,13 +413,13 @@ void test_empty_sum() {
 void test_what_is_taken() {
     context c;
     ggml_tensor * w = random_tensor(c, GGML_TYPE_Q8_0, 64, 32), * x = random_tensor(c, GGML_TYPE_F32, 64, 3);
-    check(!llsteer_exact_takes(ggml_mul_mat(c, w, x)), "takes mul_mat of default precision");
-    check(!llsteer_exact_takes(exact(ggml_add(c, x, x))), "takes another operation");
-    check(!llsteer_exact_takes(exact(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F16, 64, 3)))), "takes x in f16");
+    check(!llsteer_product_takes(ggml_mul_mat(c, w, x)), "takes mul_mat of default precision");
+    check(!llsteer_product_takes(exact(ggml_add(c, x, x))), "takes another operation");
+    check(!llsteer_product_takes(exact(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F16, 64, 3)))), "takes x in f16");
     ggml_tensor * node = ggml_out_prod(c, random_tensor(c, GGML_TYPE_F32, 6, 5), random_tensor(c, GGML_TYPE_F32, 3, 5));
-    check(llsteer_exact_takes(node), "does not take out_prod in f32");
+    check(llsteer_product_takes(node), "does not take out_prod in f32");
     node->src[0] = ggml_transpose(c, node->src[0]);
-    check(!llsteer_exact_takes(node), "takes a transposed W");
+    check(!llsteer_product_takes(node), "takes a transposed W");
 }
 
 // ---- parts --------------------------------------------------------------------------
@@ -413,16 +483,16 @@ double seconds() {
     return t.tv_sec + 1e-9*t.tv_nsec;
 }
 
-// the best of several runs, the slowest thread's time in each
-double time_of(int n_threads, const std::function<void(int)> & part) {
+// the best of several runs of functions at once, the slowest one's time in each
+double time_of(const std::vector<std::function<void()>> & parts) {
     double best = INFINITY, all = 0;
     for (int run = 0; run < 3 || (run < 50 && all < 0.5); ++run) {
-        std::vector<double> spent(n_threads);
+        std::vector<double> spent(parts.size());
         std::vector<std::thread> threads;
-        for (int i = 0; i < n_threads; ++i) {
+        for (size_t i = 0; i < parts.size(); ++i) {
             threads.emplace_back([&, i] {
                 const double start = seconds();
-                part(i);
+                parts[i]();
                 spent[i] = seconds() - start;
             });
         }
@@ -441,7 +511,7 @@ double peak(int n_threads) {
     constexpr int N = 12;
     constexpr int64_t STEPS = 1000000;
     [[maybe_unused]] static volatile float sink;
-    const double t = time_of(n_threads, [](int) {
+    const double t = time_of(std::vector<std::function<void()>>(n_threads, [] {
         lanes::vec sum[N];
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) {
@@ -459,7 +529,7 @@ double peak(int n_threads) {
             sum[0] += sum[i];
         }
         sink = sum[0][0];
-    });
+    }));
     return 2e-9*N*STEPS*lanes::W*n_threads/t;
 }
 
@@ -517,30 +587,27 @@ void bench(int n_threads, ggml_type type, int64_t k, int64_t m, int64_t n) {
     std::fill((float *) g->data, (float *) g->data + ggml_nelements(g), 0.5f);
 
     printf("%-6s %4d x %6d x %3d", ggml_type_name(type), (int) k, (int) m, (int) n);
-    ggml_tensor * forward = exact(ggml_mul_mat(c, w, x)), * back = ggml_out_prod(c, w, ggml_transpose(c, g));
+    ggml_tensor * forward = ggml_mul_mat(c, w, x), * back = ggml_out_prod(c, w, ggml_transpose(c, g));
     forward->data = y->data;
     back->data = dx->data;
     for (ggml_tensor * node : {forward, back}) {
         const double gigaflops = 2e-9*k*m*n;
-        const size_t size = llsteer_exact_work_size(node, n_threads);
-        std::vector<char> work(size);
-        const double t = time_of(n_threads, [&](int i) {
-            ggml_compute_params params = {};
-            params.ith = i;
-            params.nth = n_threads;
-            params.wsize = size;
-            params.wdata = work.data();
-            llsteer_exact_compute(&params, node);
-        });
-        const double rows = time_of(1, [&](int) { row_by_row(node, 0); });
-        printf("   %s %5.0f (row by row %4.1f)", node == back ? "backward" : "forward", gigaflops/t, gigaflops/n/rows*n_threads);
+        printf("   %s", node == back ? "backward" : "forward");
+        for (const ggml_prec precision : PRECISIONS) {
+            in(precision, node);
+            const size_t size = llsteer_product_work_size(node, n_threads);
+            std::vector<char> work(size);
+            run(node, n_threads, work, size, [&](auto parts) { printf(" %5.0f", gigaflops/time_of(parts)); });
+        }
+        const double rows = time_of({[&] { row_by_row(node, 0); }});
+        printf(" (row by row %4.1f)", gigaflops/n/rows*n_threads);
     }
     printf("\n");
 }
 
 void bench_all(int n_threads) {
     setvbuf(stdout, nullptr, _IOLBF, 0); // to be seen as it comes, in a pipe, too
-    printf("GF/s on %d threads; peak of multiply-add %.0f\n", n_threads, peak(n_threads));
+    printf("GF/s on %d threads, exact and fixed; peak of multiply-add in float32 %.0f\n", n_threads, peak(n_threads));
     for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q5_0,
             GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ3_S}) {
         for (int64_t n : {1, 13, 90, 512}) {
@@ -557,7 +624,7 @@ void bench_all(int n_threads) {
     constexpr int N = 9216;
     std::vector<float> x(N), y(N);
     std::generate(x.begin(), x.end(), normal);
-    printf("gelu: %.2f ns an element\n", 1e9/N*time_of(1, [&](int) { llsteer_gelu_f32(N, y.data(), x.data()); }));
+    printf("gelu: %.2f ns an element\n", 1e9/N*time_of({[&] { llsteer_gelu_f32(N, y.data(), x.data()); }}));
 }
 
 } // namespace
@@ -572,8 +639,10 @@ int main(int argc, char ** argv) {
     test_types_and_sizes();
     test_strides_and_broadcasts();
     test_experts();
-    test_columns_are_independent();
-    test_not_finite();
+    for (const ggml_prec precision : PRECISIONS) {
+        test_columns_are_independent(precision);
+        test_not_finite(precision);
+    }
     test_empty_sum();
     test_what_is_taken();
     printf("%d passed, %d failed\n", passed, failed);

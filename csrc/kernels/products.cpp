@@ -1,0 +1,209 @@
+#include "products.h"
+
+#include "exact.h"
+#include "fixed.h"
+#include "ggml-cpu-impl.h"
+
+namespace {
+
+bool is_backward(const ggml_tensor * node) { return node->op == GGML_OP_OUT_PROD; }
+bool is_fixed(const ggml_tensor * node) { return node->op_params[0] == GGML_PREC_FIXED; }
+
+// ---- columns ------------------------------------------------------------------------
+
+// All columns of x (or g), numbered: expert ids and batch dimensions choose among them.
+struct all_columns {
+    int64_t n, length;       // how many, and elements of each
+    size_t stride;           // bytes from element to element
+    size_t nb1, nb2, nb3;    // from column to column
+    int64_t ne1, ne2;
+    const char * data;
+
+    explicit all_columns(const ggml_tensor * node) {
+        const ggml_tensor * x = node->src[1];
+        const bool turned = is_backward(node) && !node->src[2];
+        length = x->ne[turned ? 1 : 0];
+        stride = x->nb[turned ? 1 : 0];
+        ne1 = x->ne[turned ? 0 : 1];
+        nb1 = x->nb[turned ? 0 : 1];
+        ne2 = x->ne[2];
+        nb2 = x->nb[2];
+        nb3 = x->nb[3];
+        n = ne1*ne2*x->ne[3];
+        data = (const char *) x->data;
+    }
+
+    const char * at(int64_t number) const { return data + number % ne1*nb1 + number/ne1 % ne2*nb2 + number/ne1/ne2*nb3; }
+};
+
+// the most columns that a matrix can have
+int64_t max_columns(const ggml_tensor * node) { return node->src[2] ? ggml_nrows(node) : node->ne[1]; }
+
+// Lists the tokens' uses of an expert; x(number) is a column's address.
+template <typename X> void list_columns(const ggml_tensor * node, int64_t expert, X x, columns & cols) {
+    const ggml_tensor * ids = node->src[2];
+    const int64_t ne1 = node->src[1]->ne[1];
+    cols.n = 0;
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        for (int64_t i = 0; i < ids->ne[0]; ++i) {
+            const int32_t id = *(const int32_t *) ((const char *) ids->data + i*ids->nb[0] + t*ids->nb[1]);
+            GGML_ASSERT(id >= 0 && id < node->src[0]->ne[2]);
+            if (id == expert) {
+                cols.x[cols.n] = x(i % ne1 + t*ne1); // MUL_MAT_ID broadcasts x over the experts of a token
+                cols.y[cols.n] = (char *) node->data + i*node->nb[1] + t*node->nb[2];
+                ++cols.n;
+            }
+        }
+    }
+}
+
+// Lists the columns of a pair of batch dimensions.
+template <typename X> void list_columns(const ggml_tensor * node, int64_t i2, int64_t i3, X x, columns & cols) {
+    cols.n = node->ne[1];
+    for (int64_t t = 0; t < cols.n; ++t) {
+        cols.x[t] = x(t + cols.n*(i2 + node->ne[2]*i3));
+        cols.y[t] = (char *) node->data + t*node->nb[1] + i2*node->nb[2] + i3*node->nb[3];
+    }
+}
+
+// ---- matrices -----------------------------------------------------------------------
+
+// f(W's matrix, its columns) for all matrices in turn; x(number) is the address of a column.
+template <typename X, typename F> void each_matrix(const ggml_tensor * node, X x, columns cols, F f) {
+    const ggml_tensor * w = node->src[0];
+    if (node->src[2]) {
+        for (int64_t i = 0; i < w->ne[2]; ++i) {
+            list_columns(node, i, x, cols);
+            f(matrix(w, i, 0), cols);
+        }
+        return;
+    }
+    for (int64_t i3 = 0; i3 < node->ne[3]; ++i3) {
+        for (int64_t i2 = 0; i2 < node->ne[2]; ++i2) {
+            list_columns(node, i2, i3, x, cols);
+            f(matrix(w, i2/(node->ne[2]/w->ne[2]), i3/(node->ne[3]/w->ne[3])), cols);
+        }
+    }
+}
+
+int64_t bundles_of(int64_t n_columns) { return divide_up(n_columns, lanes::W); }
+
+// the most bundles that the columns of all matrices can make, for each segment
+int64_t max_bundles(const ggml_tensor * node) {
+    if (node->src[2]) {
+        const int64_t n_uses = ggml_nrows(node);
+        return n_uses/lanes::W + std::min(n_uses, node->src[0]->ne[2]);
+    }
+    return bundles_of(node->ne[1])*node->ne[2]*node->ne[3];
+}
+
+// ---- work memory: rounded columns for all threads, then for each panels and lists -------
+
+size_t whole_lines(size_t bytes) { return divide_up(bytes, LINE)*LINE; } // no two threads write to one
+
+size_t shared_bytes(const ggml_tensor * node) {
+    if (!is_fixed(node)) {
+        return 0;
+    }
+    const all_columns x(node);
+    const size_t bytes = is_backward(node) ? x.n*sizeof(fixed::segment) : max_bundles(node)*sizeof(fixed::bundle);
+    return whole_lines(divide_up(x.length, fixed::SEGMENT)*bytes);
+}
+
+size_t panel_bytes(const ggml_tensor * node) {
+    return whole_lines(is_fixed(node) ? fixed::work(max_columns(node)) : exact::WORK*sizeof(float));
+}
+
+size_t thread_bytes(const ggml_tensor * node) {
+    return panel_bytes(node) + whole_lines(2*max_columns(node)*sizeof(char *));
+}
+
+} // namespace
+
+bool llsteer_product_takes(const ggml_tensor * node) {
+    const bool product = node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID;
+    if (!is_backward(node) && !(product && (node->op_params[0] == GGML_PREC_EXACT || is_fixed(node)))) {
+        return false;
+    }
+    const ggml_tensor * w = node->src[0], * x = node->src[1];
+    return (w->type == GGML_TYPE_F32 || ggml_get_type_traits(w->type)->to_float) && w->nb[0] == ggml_type_size(w->type) &&
+        x->type == GGML_TYPE_F32 && (is_backward(node) || x->nb[0] == sizeof(float)) &&
+        node->type == GGML_TYPE_F32 && node->nb[0] == sizeof(float);
+}
+
+size_t llsteer_product_work_size(const ggml_tensor * node, int n_threads) {
+    return shared_bytes(node) + thread_bytes(node)*n_threads + LINE;
+}
+
+void llsteer_product_compute(const ggml_compute_params * params, ggml_tensor * node) {
+    GGML_ASSERT(params->wsize >= llsteer_product_work_size(node, params->nth));
+    const ggml_tensor * w = node->src[0];
+    const bool back = is_backward(node), in_fixed = is_fixed(node);
+    const all_columns x(node);
+    const int ith = params->ith, nth = params->nth;
+
+    char * const shared = (char *) whole_lines((size_t) params->wdata);
+    char * const own = shared + shared_bytes(node) + ith*thread_bytes(node);
+    columns lists;
+    lists.x = (const char **) (own + panel_bytes(node));
+    lists.y = (char **) (lists.x + max_columns(node));
+    const auto column_of_x = [&](int64_t number) { return x.at(number); };
+
+    fixed::segment * const segments = (fixed::segment *) shared; // [segments][x.n]
+    fixed::bundle * const bundles = (fixed::bundle *) shared;    // [segments][n_bundles], in the matrices' order
+    const int64_t n_bundles = in_fixed && !back ? max_bundles(node) : 0;
+    if (in_fixed && back) {
+        for (int64_t i = x.n*ith/nth; i < x.n*(ith + 1)/nth; ++i) {
+            fixed::round(x.at(i), x.stride, x.length, segments + i, x.n);
+        }
+        ggml_barrier(params->threadpool);
+    } else if (in_fixed) {
+        int64_t first = 0, turn = 0;
+        each_matrix(node, column_of_x, lists, [&](const matrix &, columns cols) {
+            for (int64_t t = 0; t < cols.n; t += lanes::W, ++first) {
+                for (int64_t s = 0; s == 0 || s*fixed::SEGMENT < x.length; ++s) {
+                    if (turn++ % nth == ith) {
+                        fixed::round({cols.x + t, nullptr, std::min<int64_t>(lanes::W, cols.n - t)}, s*fixed::SEGMENT, x.length, bundles[s*n_bundles + first]);
+                    }
+                }
+            }
+        });
+        ggml_barrier(params->threadpool);
+    }
+    const auto column = [&](int64_t number) {
+        return in_fixed && back ? (const char *) (segments + number) : x.at(number);
+    };
+
+    // The elements of y are numbered matrix by matrix, in each by parts of the
+    // columns, and shared out: each thread takes a run, rounded to whole columns of
+    // a part, or bundles of them. So it walks through W, and few panels are made by two threads.
+    const int64_t total = ggml_nelements(node), size = node->ne[0];
+    const int64_t begin = total*ith/nth, end = total*(ith + 1)/nth;
+
+    int64_t at = 0, bundle = 0; // the numbers of the next element and bundle
+    each_matrix(node, column, lists, [&](const matrix & m, columns cols) {
+        const int64_t part =
+            in_fixed ? (back ? fixed::backward_part(m.block) : fixed::forward_part()) :
+            back ? exact::backward_part(size, m.block) : exact::forward_part(cols.n);
+        const int64_t unit = in_fixed && !back ? lanes::W : 1;
+        for (int64_t first = 0; first < size; first += part) {
+            const int64_t n = std::min(part, size - first);
+            const auto column_at = [&](int64_t number) { return std::clamp<int64_t>(divide_up(number - at, n*unit)*unit, 0, cols.n); };
+            const int64_t c0 = column_at(begin), c1 = column_at(end);
+            if (c0 < c1) {
+                const columns mine = {cols.x + c0, cols.y + c0, c1 - c0};
+                if (in_fixed && back) {
+                    fixed::backward(m, first, first + n, w->ne[1], mine, x.n, own);
+                } else if (in_fixed) {
+                    fixed::forward(m, first, first + n, w->ne[0], mine, bundles + bundle + c0/lanes::W, n_bundles, own);
+                } else if (back) {
+                    exact::backward(m, first, first + n, w->ne[1], mine, x.stride, (float *) own);
+                } else {
+                    exact::forward(m, first, first + n, w->ne[0], mine, (float *) own);
+                }
+            }
+            at += n*cols.n;
+        }
+        bundle += bundles_of(cols.n);
+    });
+}
