@@ -28,8 +28,8 @@ struct steer_decoder {
     const int32_t * cancel = nullptr;
 
     steer_decoder(const steer_model & m, const steer_decoder_options & options) :
-        model(m), options(options), context(steer_context(m, options.n_ctx, options.n_seq, options.exact, options.n_cells)), position(options.n_seq) {
-        context->set_exact(options.exact);
+        model(m), options(options), context(steer_context(m, options.n_ctx, options.n_seq, options.precision != STEER_ORDINARY, options.n_cells)), position(options.n_seq) {
+        context->set_prec(steer_prec(options.precision));
         llama_set_abort_callback(context, [](void * self) {
             const int32_t * cancel = ((const steer_decoder *) self)->cancel;
             return cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0;

@@ -80,6 +80,8 @@ int32_t steer_n_layer(const steer_model & model);
 // Are layers[0..n) among the first n_layer, ascending and each once? Throws if not.
 void steer_check_layers(const steer_model & model, const int32_t * layers, int32_t n, int32_t n_layer);
 
-// a context of the model for n_seq sequences of n_ctx tokens; exact: in float32; n_cells:
+inline ggml_prec steer_prec(steer_precision p) { return p == STEER_F32 ? GGML_PREC_EXACT : p == STEER_BF16 ? GGML_PREC_FIXED : GGML_PREC_DEFAULT; }
+
+// a context of the model for n_seq sequences of n_ctx tokens; exact: float32 but for products with weights; n_cells:
 // of the cache that all share, 0: enough for sequences that have nothing in common
 llama_context * steer_context(const steer_model & model, int32_t n_ctx, int32_t n_seq, bool exact, int32_t n_cells = 0);

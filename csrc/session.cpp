@@ -268,6 +268,7 @@ ggml_backend_buffer_t keep(ggml_backend_t backend, const std::vector<ggml_tensor
 // What the graphs of a session have in common.
 struct shared_state {
     const steer_model & model;
+    ggml_prec prec;
     steer_backend backend;
     llama_cparams cparams;
     llama_adapter_cvec  no_cvec;
@@ -275,7 +276,7 @@ struct shared_state {
     llama_cross         no_cross;
     ggml_gallocr_t allocator;
 
-    shared_state(const steer_model & m, int32_t n_ctx) : model(m), backend(m.threads) {
+    shared_state(const steer_model & m, int32_t n_ctx, steer_precision precision) : model(m), prec(steer_prec(precision)), backend(m.threads) {
         check_on_cpu(m);
         llama_context * context = steer_context(m, n_ctx, 1, true);
         cparams = context->get_cparams();
@@ -316,8 +317,8 @@ public:
             result.get(), &this->steer, 0,
         };
         nodes = shared.model.model->build_graph(params);
-        ggml_graph_set_prec(nodes, shared.prec);
         n_forward = n_nodes = ggml_graph_n_nodes(nodes);
+        ggml_graph_set_prec(nodes, shared.prec);
         logits = result->get_logits();
         logits->flags |= GGML_TENSOR_FLAG_OUTPUT;
         const bool all_rows = ggml_nrows(logits) == (int64_t) tokens.nodes.size();
@@ -375,6 +376,7 @@ public:
         nodes = ggml_graph_dup(result->get_ctx(), nodes, true);
         ggml_build_backward_expand(result->get_ctx(), nodes, nullptr);
         n_nodes = ggml_graph_n_nodes(nodes);
+        ggml_graph_set_prec(nodes, shared.prec);
         d_logits = ggml_graph_get_grad_acc(nodes, logits);
         ggml_set_input(d_logits);
         if (stream) {
@@ -622,6 +624,9 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
     if (options.n_vectors < 0 || options.rank < 0 || (options.n_layers > 0 && options.n_vectors + options.rank == 0)) {
         steer_throw(STEER_BAD_INPUT, "a steered layer needs vectors or a matrix, not %d and rank %d", options.n_vectors, options.rank);
     }
+    if (options.precision != STEER_F32 && options.precision != STEER_BF16) {
+        steer_throw(STEER_BAD_INPUT, "a session computes in float32 or in 16 bits, not in precision %d", options.precision);
+    }
     if (!(options.coldness > 0) || !std::isfinite(options.coldness)) {
         steer_throw(STEER_BAD_INPUT, "coldness must be above 0, not %g", options.coldness);
     }
@@ -630,7 +635,7 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
     s->options = options;
     s->layers.assign(options.layers, options.layers + options.n_layers);
     s->options.layers = s->layers.data();
-    s->shared = std::make_unique<shared_state>(m, *std::max_element(in.n_tokens, in.n_tokens + in.n_sequences));
+    s->shared = std::make_unique<shared_state>(m, *std::max_element(in.n_tokens, in.n_tokens + in.n_sequences), options.precision);
     const llama_adapter_steer steer = make_params(*s);
 
     const bool observes = options.observed_layer >= 0;
@@ -677,7 +682,7 @@ steer_status steer_differentiable(const steer_model * m, const int32_t * layers,
         if (n_layers < 1) {
             steer_throw(STEER_BAD_INPUT, "a gradient is with respect to a steering at some layer, and none is given");
         }
-        shared_state shared(*m, 2);
+        shared_state shared(*m, 2, STEER_F32);
         llama_adapter_steer steer;
         // the same places in the graph as a session's, of any length
         ggml_context * context = ggml_init({ (n_layers + 1)*ggml_tensor_overhead(), nullptr, true });
@@ -809,7 +814,7 @@ steer_status steer_activations(const steer_model * m, const steer_token * tokens
         with_target.push_back(0);
         const int32_t n = n_tokens + 1;
         check_sequences(*m, { 1, &n, &n_tokens, with_target.data(), nullptr });
-        shared_state shared(*m, n);
+        shared_state shared(*m, n, STEER_F32);
         shared.backend.set_cancel(cancel);
         tree t;
         t.add(with_target.data(), n, n_tokens, nullptr, 0, 0, false);

@@ -32,6 +32,13 @@ typedef enum {
     STEER_CANCELLED = 3,
 } steer_status;
 
+// How products with the model's weights are computed.
+typedef enum {
+    STEER_ORDINARY = 0, // as llama.cpp does: activations are rounded to what its fastest kernels take
+    STEER_F32      = 1, // with weights exactly as they dequantize, and float32 everywhere else
+    STEER_BF16     = 2, // the same, but for both operands in 16 bits, no less precise than bfloat16
+} steer_precision;
+
 // ---- model ----------------------------------------------------------------
 
 typedef struct steer_model steer_model;
@@ -98,6 +105,7 @@ typedef struct {
     int32_t rank;            // rows of the matrices at each layer, j
     double  coldness;        // p = softmax(coldness*logits)
     int32_t observed_layer;  // a layer whose input is observed as well, steered by the layers below it; -1: none
+    steer_precision precision; // not STEER_ORDINARY
 } steer_session_options;
 
 typedef struct {
@@ -143,7 +151,7 @@ typedef struct steer_decoder steer_decoder;
 typedef struct {
     int32_t n_ctx; // tokens of each sequence
     int32_t n_seq; // sequences side by side
-    int32_t exact; // weights exactly dequantized and float32 everywhere, the KV cache included
+    steer_precision precision; // the KV cache is float32, too, unless it is STEER_ORDINARY
     int32_t n_cells; // of the KV cache: tokens that sequences share by steer_decoder_copy take one together; 0: n_ctx*n_seq
 } steer_decoder_options;
 

@@ -290,7 +290,7 @@ func (t *trial) check(m *Model, layers []int) error {
 	var weights [][]float64
 	for i, q := range sequences {
 		weights = append(weights, slices.Repeat([]float64{1}, len(q.Tokens)-q.Prompt))
-		decoded, err := m.Logprobs(ctx, q.Tokens, q.Prompt, 1, Active{Steering: added(vectors), Strength: 1})
+		decoded, err := m.Logprobs(ctx, q.Tokens, q.Prompt, 1, F32, Active{Steering: added(vectors), Strength: 1})
 		if err != nil {
 			return err
 		}

@@ -47,9 +47,7 @@ func (m *Model) NewDecoder(o DecoderOptions) (*Decoder, error) {
 		return nil, err
 	}
 	options := C.steer_decoder_options{n_ctx: C.int32_t(o.Context), n_seq: C.int32_t(o.Sequences), n_cells: C.int32_t(o.cells)}
-	if o.Precision == F32 {
-		options.exact = 1
-	}
+	options.precision = C.steer_precision(o.Precision)
 	d := &Decoder{model: m, options: o}
 	if err := call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
 		return C.steer_decoder_new(m.c, &options, &d.c, text, size)
@@ -267,10 +265,9 @@ func (d *Decoder) Logits(ctx context.Context, tokens []Token, prompt int) ([][]f
 	return rows, nil
 }
 
-// Logprobs returns the probability of each of tokens[prompt:], in float32
-// precision, steered.
-func (m *Model) Logprobs(ctx context.Context, tokens []Token, prompt int, coldness float64, active ...Active) ([]Prob, error) {
-	d, err := m.NewDecoder(DecoderOptions{Context: max(1, len(tokens)), Precision: F32})
+// Logprobs returns the probability of each of tokens[prompt:], steered.
+func (m *Model) Logprobs(ctx context.Context, tokens []Token, prompt int, coldness float64, precision Precision, active ...Active) ([]Prob, error) {
+	d, err := m.NewDecoder(DecoderOptions{Context: max(1, len(tokens)), Precision: precision})
 	if err != nil {
 		return nil, err
 	}

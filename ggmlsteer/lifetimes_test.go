@@ -63,7 +63,7 @@ func TestCloseTwice(t *testing.T) {
 			return err
 		},
 		"NewDecoder":     func() error { _, err := m.NewDecoder(DecoderOptions{Context: 8}); return err },
-		"Logprobs":       func() error { _, err := m.Logprobs(ctx, []Token{1, 2}, 1, 1); return err },
+		"Logprobs":       func() error { _, err := m.Logprobs(ctx, []Token{1, 2}, 1, 1, F32); return err },
 		"Activations":    func() error { _, err := m.Activations(ctx, []Token{1}, []int{0}); return err },
 		"StreamNorms":    func() error { _, err := m.StreamNorms(ctx, [][]Token{{1}}, []int{0}); return err },
 		"Differentiable": func() error { return m.Differentiable([]int{0}) },
@@ -221,11 +221,11 @@ func TestConcurrentUse(t *testing.T) {
 	for range 3 {
 		tokens := randomTokens(random, textLength, f.Vocabulary)
 		active := everyKind(random, m)
-		expected, err := m.Logprobs(context.Background(), tokens, 3, 1, active...)
+		expected, err := m.Logprobs(context.Background(), tokens, 3, 1, F32, active...)
 		require.NoError(t, err)
 		all.Go(func() {
 			for range rounds {
-				probs, err := m.Logprobs(context.Background(), tokens, 3, 1, active...)
+				probs, err := m.Logprobs(context.Background(), tokens, 3, 1, F32, active...)
 				if err != nil || !slices.Equal(probs, expected) {
 					failed <- errors.Join(errors.New("other log-probabilities"), err)
 					return
@@ -547,10 +547,10 @@ func TestHostileDecoders(t *testing.T) {
 	require.Equal(t, StopLength, c[0].Stop)
 
 	for _, prompt := range []int{-1, 0, 2, 3} {
-		_, err = m.Logprobs(ctx, []Token{1, 2}, prompt, 1)
+		_, err = m.Logprobs(ctx, []Token{1, 2}, prompt, 1, F32)
 		inputError(t, err, "both prompt and completion need at least one")
 	}
-	_, err = m.Logprobs(ctx, []Token{1, 260, 2}, 1, 1)
+	_, err = m.Logprobs(ctx, []Token{1, 260, 2}, 1, 1, F32)
 	inputError(t, err, "token 260")
 }
 

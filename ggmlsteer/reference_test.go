@@ -87,7 +87,7 @@ func TestReferenceCasesDecoded(t *testing.T) {
 					}
 				}
 				for i, s := range f.Sequences {
-					probs, err := m.Logprobs(context.Background(), s.Tokens, s.Prompt, f.Coldness, Active{Steering: steering, Strength: float64(c.Strengths[i].Vectors[0][0])})
+					probs, err := m.Logprobs(context.Background(), s.Tokens, s.Prompt, f.Coldness, F32, Active{Steering: steering, Strength: float64(c.Strengths[i].Vectors[0][0])})
 					require.NoError(t, err)
 					require.Len(t, probs, len(c.LogP[i]))
 					for j, p := range probs {

@@ -79,7 +79,7 @@ func TestSpecifiedLogprobs(t *testing.T) {
 		t.Run(e.Name, func(t *testing.T) {
 			m, _ := openFixture(t, e.Model)
 			for _, v := range e.Values {
-				probs, err := m.Logprobs(context.Background(), slices.Concat(e.Prompt, e.Completion), len(e.Prompt), v.Coldness, activeOf(e.Steerings)...)
+				probs, err := m.Logprobs(context.Background(), slices.Concat(e.Prompt, e.Completion), len(e.Prompt), v.Coldness, F32, activeOf(e.Steerings)...)
 				require.NoError(t, err)
 				require.Len(t, probs, len(v.PerToken))
 				for i, expected := range v.PerToken {

@@ -21,10 +21,15 @@ import (
 // parameters, 54 layers and seeds: 6e-6 to 4e-4. A term that is missing or wrong costs percents.
 const CheckTolerance = 1e-3
 
+// BF16Tolerance is that of a job in precision BF16, whose gradient a Check compares with
+// differences in F32: products of 16 bits cost no more than this share of a gradient.
+const BF16Tolerance = 3e-2
+
 // A Checked is the outcome of Check.
 type Checked struct {
 	Layers         map[string]LayerCheck // by layer, or "shared"
 	SecondsPerStep float64               // median, of an evaluation with its gradient
+	Tolerance      float64               // of the relative errors
 }
 
 // A LayerCheck compares the gradient with respect to one layer's vector.
@@ -40,10 +45,10 @@ type LayerCheck struct {
 	RelativeError float64
 }
 
-// OK says whether every gradient is within CheckTolerance.
+// OK says whether every gradient is within the tolerance.
 func (c *Checked) OK() bool {
 	for _, layer := range c.Layers {
-		if !(layer.RelativeError <= CheckTolerance) { // NaN is not within
+		if !(layer.RelativeError <= c.Tolerance) { // NaN is not within
 			return false
 		}
 	}
@@ -65,6 +70,7 @@ func check(ctx context.Context, m model, job *Job, each func(string, LayerCheck)
 	if err != nil {
 		return nil, err
 	}
+	bf16 := job.Precision == ggmlsteer.BF16
 	scales, err := streamMedians(ctx, m, s.layers, s.completions)
 	if err != nil {
 		return nil, err
@@ -82,7 +88,16 @@ func check(ctx context.Context, m model, job *Job, each func(string, LayerCheck)
 	if err != nil {
 		return nil, err
 	}
-	checked := &Checked{Layers: map[string]LayerCheck{}, SecondsPerStep: seconds}
+	checked := &Checked{Layers: map[string]LayerCheck{}, SecondsPerStep: seconds, Tolerance: CheckTolerance}
+	if bf16 { // the differences are of the function itself, in float32
+		exact := *job
+		exact.Precision = ggmlsteer.F32
+		objective.job = &exact
+		checked.Tolerance = BF16Tolerance
+		if err := objective.open(objective.all); err != nil {
+			return nil, err
+		}
+	}
 	for i, key := range s.keys {
 		if l2 := dot(gradient[i], gradient[i]); l2-l2 != 0 {
 			return nil, fmt.Errorf("layer %s: the gradient is not finite", key)

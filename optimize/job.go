@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/loader"
 )
 
@@ -27,6 +28,10 @@ type Job struct {
 	// OutputObjective, if not nil, is what the output-constrained stage makes small,
 	// whatever OutputConstrObjective says. It is no part of a job file.
 	OutputObjective OutputObjective
+
+	// Precision of the model's evaluations: F32, for which Ordinary stands, too, or BF16. It is no
+	// part of a job file.
+	Precision ggmlsteer.Precision
 
 	// Context is how many tokens a prompt and its completion may have; 0: the
 	// model's training context. It is no part of a job file.

@@ -60,6 +60,7 @@ func (o *objective) open(completions []completion) error {
 	}
 	session, err := o.model.newSession(ggmlsteer.SessionOptions{
 		Layers: o.layers, Vectors: n * vectors, Rank: n * rank, Coldness: o.job.Coldness, Observed: o.observed,
+		Precision: o.job.Precision,
 	}, o.job.sequences(completions, o.noise != nil))
 	if err != nil {
 		return err

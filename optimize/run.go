@@ -12,7 +12,7 @@ import (
 	"github.com/llsteer/llsteer/loader"
 )
 
-// Run finds the steering that a job asks for on a model, in its Precision F32.
+// Run finds the steering that a job asks for on a model, in the job's precision.
 //
 // progress, if not nil, is called after every evaluation: n optimizer steps give n + 1
 // calls, and the last describes the result unless the run is interrupted. The end

@@ -13,7 +13,7 @@ import (
 
 func (p *program) check() *cobra.Command {
 	var f jobFlags
-	var precision string
+	var precision precision
 	cmd := &cobra.Command{
 		Use:   "check -m MODEL [JOB] [--layer LAYERS]",
 		Short: "compare gradients on this model with differences",
@@ -28,9 +28,6 @@ first and the middle one.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]string{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkPrecision(precision); err != nil {
-				return err
-			}
 			job, err := p.job(cmd, &f, args)
 			if err != nil {
 				return err
@@ -43,6 +40,7 @@ first and the middle one.`,
 			if !layersGiven {
 				job.Layers.List = []int{0} // until the model is known
 			}
+			job.Precision = precision.or(ggmlsteer.F32)
 			if err := job.Validate(); err != nil {
 				return err
 			}
@@ -79,6 +77,7 @@ type checkReport struct {
 	Quantization   string                  `json:"quantization"`
 	SecondsPerStep float64                 `json:"seconds_per_step"`
 	PeakRSS        int64                   `json:"peak_rss_bytes"`
+	tolerance      float64
 }
 
 type checkedLayer struct {
@@ -106,7 +105,7 @@ func (p *program) runCheck(ctx context.Context, m *ggmlsteer.Model, job *optimiz
 	if err != nil {
 		return err
 	}
-	report := checkReport{map[string]checkedLayer{}, checked.OK(), m.Info().Quantization, checked.SecondsPerStep, peakRSS()}
+	report := checkReport{map[string]checkedLayer{}, checked.OK(), m.Info().Quantization, checked.SecondsPerStep, peakRSS(), checked.Tolerance}
 	for key, l := range checked.Layers {
 		report.Layers[key] = checkedLayer(l)
 	}
@@ -133,6 +132,6 @@ func (r checkReport) table(order []string) string {
 	if !r.OK {
 		verdict = "the gradient is wrong: a relative error is above %g"
 	}
-	fmt.Fprintf(&b, verdict+" (%s, %.2g s for a step)\n", optimize.CheckTolerance, r.Quantization, r.SecondsPerStep)
+	fmt.Fprintf(&b, verdict+" (%s, %.2g s for a step)\n", r.tolerance, r.Quantization, r.SecondsPerStep)
 	return b.String()
 }

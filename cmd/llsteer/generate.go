@@ -20,7 +20,7 @@ const maxBatch = 32
 func (p *program) generate() *cobra.Command {
 	var model modelFlags
 	var steer, prompts []string
-	var precision string
+	var precision precision
 	var phase phaseFlags
 	var compare bool
 	var o ggmlsteer.GenerateOptions
@@ -41,9 +41,6 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 				return badInput("", "--seed %d is too large for a sampler: at most %d", model.seed, uint32(math.MaxUint32))
 			}
 			o.Seed = uint32(model.seed)
-			if err := checkPrecision(precision); err != nil {
-				return err
-			}
 			texts, err := p.texts("--prompt", prompts)
 			if err != nil {
 				return err
@@ -58,8 +55,8 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 			if err := phase.apply(steer, active); err != nil {
 				return err
 			}
-			exact := precision == precisionF32
-			m, err := p.open(cmd.Context(), &model, !exact)
+			precision := precision.or(ggmlsteer.Ordinary)
+			m, err := p.open(cmd.Context(), &model, precision == ggmlsteer.Ordinary)
 			if err != nil {
 				return err
 			}
@@ -67,7 +64,7 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 			if err := fitSteerings(m, steer, active); err != nil {
 				return err
 			}
-			g := &generation{program: p, model: m, options: o, exact: exact, context: model.context(m)}
+			g := &generation{program: p, model: m, options: o, precision: precision, context: model.context(m)}
 			for i, text := range texts {
 				tokens, err := model.promptTokens(m, text)
 				if err != nil {
@@ -110,12 +107,12 @@ func addSampling(flags *pflag.FlagSet, o *ggmlsteer.GenerateOptions) {
 
 // A generation continues prompts, unsteered or steered.
 type generation struct {
-	program *program
-	model   *ggmlsteer.Model
-	options ggmlsteer.GenerateOptions
-	exact   bool // in float32
-	context int  // tokens
-	prompts [][]ggmlsteer.Token
+	program   *program
+	model     *ggmlsteer.Model
+	options   ggmlsteer.GenerateOptions
+	precision ggmlsteer.Precision
+	context   int // tokens
+	prompts   [][]ggmlsteer.Token
 	// what was generated so far, and how long it took
 	tokens  int
 	seconds float64
@@ -194,9 +191,7 @@ func (g *generation) batch(ctx context.Context, active []ggmlsteer.Active, onTex
 	options := ggmlsteer.DecoderOptions{
 		Context:   min(g.context, longest+min(g.options.Tokens, g.context)),
 		Sequences: min(maxBatch, len(g.prompts)),
-	}
-	if g.exact {
-		options.Precision = ggmlsteer.F32
+		Precision: g.precision,
 	}
 	d, err := g.model.NewDecoder(options)
 	if err != nil {

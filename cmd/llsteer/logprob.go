@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/llsteer/llsteer/ggmlsteer"
 )
 
 func (p *program) logprob() *cobra.Command {
@@ -14,7 +16,7 @@ func (p *program) logprob() *cobra.Command {
 	var steer, prompts, completions []string
 	var coldness float64
 	var complement bool
-	var precision string
+	var precision precision
 	cmd := &cobra.Command{
 		Use:   "logprob -m MODEL [-s FILE[:STRENGTH]]... -p PROMPT -c COMPLETION",
 		Short: "log-probability of a completion, steered or not",
@@ -30,9 +32,6 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 			}
 			completion, err := p.onlyText("--completion", completions)
 			if err != nil {
-				return err
-			}
-			if err := checkPrecision(precision); err != nil {
 				return err
 			}
 			active, err := readSteerings(steer)
@@ -61,7 +60,7 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 			if err := model.fits(m, "the prompt with its completion", len(tokens)); err != nil {
 				return err
 			}
-			probs, err := m.Logprobs(cmd.Context(), tokens, len(promptTokens), coldness, active...)
+			probs, err := m.Logprobs(cmd.Context(), tokens, len(promptTokens), coldness, precision.or(ggmlsteer.F32), active...)
 			if err != nil {
 				return err
 			}

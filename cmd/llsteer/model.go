@@ -130,15 +130,21 @@ const (
 	precisionBF16 = "bf16"
 )
 
-// addPrecision defines --precision; ordinary says what is used without it.
-func addPrecision(flags *pflag.FlagSet, p *string, without string) {
-	choiceVar(flags, p, "precision", []string{precisionF32, precisionBF16},
-		"f32: exact dequantized weights, float32 everywhere; bf16 is not there yet (default "+without+")")
+// addPrecision defines --precision; without says what is used if it is not given.
+func addPrecision(flags *pflag.FlagSet, p *precision, without string) {
+	choiceVar(flags, (*string)(p), "precision", []string{precisionF32, precisionBF16},
+		"f32: exact dequantized weights, float32 everywhere; bf16: the same with 16 bits in products with weights, faster (default "+without+")")
 }
 
-func checkPrecision(precision string) error {
-	if precision == precisionBF16 {
-		return badInput("--precision f32", "--precision bf16 needs kernels that this version does not have")
+// A precision is what --precision was given, or empty.
+type precision string
+
+func (p precision) or(without ggmlsteer.Precision) ggmlsteer.Precision {
+	switch p {
+	case precisionF32:
+		return ggmlsteer.F32
+	case precisionBF16:
+		return ggmlsteer.BF16
 	}
-	return nil
+	return without
 }

@@ -32,7 +32,8 @@ type jobFlags struct {
 
 func (p *program) optimize() *cobra.Command {
 	var f jobFlags
-	var out, reportPath, tracePath, plotPath, precision string
+	var out, reportPath, tracePath, plotPath string
+	var precision precision
 	var tensors, noRecipe, resume bool
 	cmd := &cobra.Command{
 		Use:   "optimize -m MODEL [JOB] -o OUT",
@@ -64,13 +65,11 @@ where a run was interrupted or killed.`,
 			if tensors && tracePath == "" {
 				return badInput("add --trace FILE", "--trace-tensors is for --trace")
 			}
-			if err := checkPrecision(precision); err != nil {
-				return err
-			}
 			job, err := p.job(cmd, &f, args)
 			if err != nil {
 				return err
 			}
+			job.Precision = precision.or(ggmlsteer.F32)
 			if err := job.Validate(); err != nil {
 				return err
 			}

@@ -13,7 +13,7 @@ import (
 func (p *program) search() *cobra.Command {
 	var model modelFlags
 	var steer, prompts, contrasts []string
-	var precision string
+	var precision precision
 	var o ggmlsteer.SearchOptions
 	cmd := &cobra.Command{
 		Use:   "search -m MODEL [-s FILE[:STRENGTH]]... -p PROMPT",
@@ -37,9 +37,6 @@ probability of the last token or, with --total, of all tokens together.`,
 					return err
 				}
 			}
-			if err := checkPrecision(precision); err != nil {
-				return err
-			}
 			active, err := readSteerings(steer)
 			if err != nil {
 				return err
@@ -61,7 +58,7 @@ probability of the last token or, with --total, of all tokens together.`,
 					return err
 				}
 			}
-			found, err := m.Search(cmd.Context(), tokens, o, ggmlsteer.F32, active...)
+			found, err := m.Search(cmd.Context(), tokens, o, precision.or(ggmlsteer.F32), active...)
 			if err != nil {
 				return err
 			}

@@ -32,7 +32,8 @@ type sweepFlags struct {
 
 func (p *program) sweep() *cobra.Command {
 	var f sweepFlags
-	var plot, precision string
+	var plot string
+	var precision precision
 	cmd := &cobra.Command{
 		Use:   "sweep -m MODEL -s FILE... [--strengths S]... [-p PROMPT]...",
 		Short: "what each strength of a steering does, and which to use",
@@ -46,9 +47,6 @@ does most of what can be done while the texts stay readable.`,
   llsteer sweep -m demo -s spanish.gguf --strengths 0.25:1.5:0.25 --plot sweep.svg`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkPrecision(precision); err != nil {
-				return err
-			}
 			if err := checkOutputs(map[string]string{"--plot": plot}, f.inputs()...); err != nil {
 				return err
 			}

@@ -144,7 +144,7 @@ func TestMeasure(t *testing.T) {
 		if c.negative {
 			way = -strength
 		}
-		probs, err := m.Logprobs(ctx, c.tokens, c.prompt, 1, ggmlsteer.Active{Steering: steering, Strength: way})
+		probs, err := m.Logprobs(ctx, c.tokens, c.prompt, 1, ggmlsteer.F32, ggmlsteer.Active{Steering: steering, Strength: way})
 		require.NoError(t, err)
 		if c.dst {
 			dst += logprobOf(probs) / 3
@@ -160,7 +160,7 @@ func TestMeasure(t *testing.T) {
 	for i, prompt := range prompts {
 		texts, err := writer.Generate(ctx, [][]ggmlsteer.Token{prompt}, ggmlsteer.GenerateOptions{Tokens: length}, nil)
 		require.NoError(t, err)
-		probs, err := m.Logprobs(ctx, slices.Concat(tokenize(""), texts[0].Tokens), 1, 1)
+		probs, err := m.Logprobs(ctx, slices.Concat(tokenize(""), texts[0].Tokens), 1, 1, ggmlsteer.F32)
 		require.NoError(t, err)
 		sum, tokens = sum+logprobOf(probs), tokens+len(probs)
 		if demo.Loops(texts[0].Text) {
