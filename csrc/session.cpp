@@ -516,7 +516,7 @@ struct footprint {
     double of(const tree & t) const { return t.nodes.size()*token + t.n_outputs()*row; }
 };
 // a session whose batch would take more is computed in several graphs, one after the other
-constexpr double GRAPH_BYTES = 512e6;
+constexpr double GRAPH_BYTES = 768e6;
 
 } // namespace
 

@@ -127,12 +127,26 @@ void tile(const bundle * b, const segment * const * x, int n_pairs, float * cons
     }
 }
 
+// Rows of W that are needed soon, [m, m1), elements [k, k + n). They are fetched a few with each
+// tile: all at once would keep the processor waiting.
+struct upcoming {
+    const matrix & w;
+    int64_t m, m1, k, n;
+
+    void fetch_share(int64_t part, int64_t parts) {
+        for (int64_t end = m + divide_up(m1 - m, parts - part); m < end && m < m1; ++m) {
+            fetch(w.at(m, k), w.bytes(n));
+        }
+    }
+};
+
 // All products of n vectors' segments, segment_of(i), with n_bundles bundles, set or added to y, [n][pitch].
-template <typename F> void multiply(const bundle * b, int64_t n_bundles, int64_t n, F segment_of, int n_pairs, float * y, int64_t pitch, bool add) {
+template <typename F> void multiply(const bundle * b, int64_t n_bundles, int64_t n, F segment_of, int n_pairs, float * y, int64_t pitch, bool add, upcoming next) {
     each_tile<VECTORS>(n_bundles, [&](auto vectors, int64_t v) {
         constexpr int LV = decltype(vectors)::value;
         each_tile<rows_of(LV)>(n, [&](auto size, int64_t first) {
             constexpr int C = decltype(size)::value;
+            next.fetch_share(v*n + first*LV, n_bundles*n);
             const segment * x[C];
             float * to[C];
             for (int c = 0; c < C; ++c) {
@@ -191,6 +205,12 @@ void round_rows(const matrix & w, int64_t m0, int64_t m1, int64_t k, int64_t n, 
             round_rows(memory.rows, s, &memory.w[s][m - m0]);
         }
     }
+}
+
+// What follows a span of these rows, its first half with the first segment: the next span, or the next rows.
+upcoming next_rows(const matrix & w, int64_t m0, int64_t m1, int64_t k, int64_t n_k, int64_t s) {
+    const int64_t half = (m1 - m0)/2, next = k + SPAN < n_k ? k + SPAN : 0, first = next ? m0 : m1;
+    return {w, first + (s ? half : 0), first + (s ? m1 - m0 : half), next, std::min<int64_t>(SPAN, n_k - next)};
 }
 
 // ---- backward: the lanes are columns of W ---------------------------------------------
@@ -276,13 +296,10 @@ void fixed::forward(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, colum
         forward_memory & memory = *(forward_memory *) (work + sums_bytes(STRIP*pitch));
         for (int64_t k = 0; k == 0 || k < n_k; k += SPAN) {
             const int64_t n = std::min<int64_t>(SPAN, n_k - k);
-            for (int64_t m = m0; m < m1 && k + SPAN < n_k; ++m) {
-                fetch(w.at(m, k + SPAN), w.bytes(std::min<int64_t>(SPAN, n_k - k - SPAN)));
-            }
             round_rows(w, m0, m1, k, n, memory);
             for (int64_t s = 0; s == 0 || s*SEGMENT < n; ++s) {
                 multiply(x + t0/W + (k/SEGMENT + s)*distance, n_bundles, m1 - m0, [&](int64_t r) { return &memory.w[s][r]; },
-                    n_pairs_of(n - s*SEGMENT), sums, pitch, k + s > 0);
+                    n_pairs_of(n - s*SEGMENT), sums, pitch, k + s > 0, next_rows(w, m0, m1, k, n_k, s));
             }
         }
         for (int64_t r = 0; r < m1 - m0; r += W) {
@@ -301,7 +318,7 @@ void fixed::forward(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, colum
     }
 }
 
-int64_t fixed::backward_part(int64_t block) { return std::max<int64_t>(2*STRIP, block); }
+int64_t fixed::backward_part(int64_t block) { return std::max<int64_t>(4*STRIP, block); }
 
 void fixed::backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, columns cols, int64_t distance, char * work) {
     float * sums = (float *) work; // [columns][SPAN]
@@ -312,11 +329,9 @@ void fixed::backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, colu
         for (int64_t m = 0; m == 0 || m < n_m; m += SEGMENT) {
             const int n_rows = (int) std::min<int64_t>(SEGMENT, n_m - m), n_whole = (int) divide_up(n_rows, 2*W)*2*W;
             for (int r = 0; r < n_rows; ++r) {
-                if (m + r + SEGMENT < n_m) {
-                    fetch(w.at(m + r + SEGMENT, k0), w.bytes(n));
-                }
                 expand(w, m + r, k0, n, memory.rows[r]);
             }
+            const int64_t next = m + n_rows, n_next = std::min<int64_t>(SEGMENT, n_m - next);
             for (int r = n_rows; r < n_whole; ++r) { // what fills up pairs counts as zero
                 std::fill(memory.rows[r], memory.rows[r] + n, 0.0f);
             }
@@ -324,7 +339,7 @@ void fixed::backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, colu
                 const int64_t n_here = std::min<int64_t>(STRIP, n - i);
                 round_columns(memory, i, n_rows);
                 multiply(memory.w, divide_up(n_here, W), t1 - t0, [&](int64_t t) { return (const segment *) cols.x[t0 + t] + m/SEGMENT*distance; },
-                    n_pairs_of(n_rows), sums + i, SPAN, m > 0);
+                    n_pairs_of(n_rows), sums + i, SPAN, m > 0, upcoming{w, next + n_next*i/n, next + n_next*(i + n_here)/n, k0, n});
             }
         }
         for (int64_t t = t0; t < t1; ++t) {
