@@ -127,15 +127,17 @@ void tile(const bundle * b, const segment * const * x, int n_pairs, float * cons
     }
 }
 
-// Rows of W that are needed soon, [m, m1), elements [k, k + n). They are fetched a few with each
-// tile: all at once would keep the processor waiting.
+// Rows of W that are needed soon, [begin, end), elements [k, k + n). They are fetched a few with
+// each tile: all at once would keep the processor waiting.
 struct upcoming {
     const matrix & w;
-    int64_t m, m1, k, n;
+    int64_t begin, end, k, n;
+    int64_t fetched = 0;
 
-    void fetch_share(int64_t part, int64_t parts) {
-        for (int64_t end = m + divide_up(m1 - m, parts - part); m < end && m < m1; ++m) {
-            fetch(w.at(m, k), w.bytes(n));
+    // so that after all parts all rows are
+    void fetch_until(int64_t part, int64_t parts) {
+        for (; fetched < (end - begin)*part/parts; ++fetched) {
+            fetch(w.at(begin + fetched, k), w.bytes(n));
         }
     }
 };
@@ -146,7 +148,7 @@ template <typename F> void multiply(const bundle * b, int64_t n_bundles, int64_t
         constexpr int LV = decltype(vectors)::value;
         each_tile<rows_of(LV)>(n, [&](auto size, int64_t first) {
             constexpr int C = decltype(size)::value;
-            next.fetch_share(v*n + first*LV, n_bundles*n);
+            next.fetch_until(v*n + (first + C)*LV, n_bundles*n);
             const segment * x[C];
             float * to[C];
             for (int c = 0; c < C; ++c) {

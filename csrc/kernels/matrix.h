@@ -40,7 +40,7 @@ template <int MOST, typename F> inline void each_tile(int64_t n_columns, F f) {
 // brings n bytes near the processor, for use soon; they may lie anywhere
 inline void fetch(const char * p, int64_t n) {
     for (const char * end = p + n; p < end; p += LINE) {
-        __builtin_prefetch(p, 0, 3);
+        __builtin_prefetch(p, 0, 2);
     }
 }
 
