@@ -94,7 +94,7 @@ func multiply(v []float32, factor float32) {
 
 func TestCheckedOK(t *testing.T) {
 	at := func(errors ...float64) *Checked {
-		c := &Checked{Layers: map[string]LayerCheck{}}
+		c := &Checked{Layers: map[string]LayerCheck{}, Tolerance: CheckTolerance}
 		for i, e := range errors {
 			c.Layers[string(rune('0'+i))] = LayerCheck{RelativeError: e}
 		}

@@ -189,7 +189,7 @@ func (p *program) notebookLogprobs(ctx context.Context, m *ggmlsteer.Model, r *r
 		if err != nil {
 			return err
 		}
-		probs, err := m.Logprobs(ctx, whole, len(prompt), 1)
+		probs, err := m.Logprobs(ctx, whole, len(prompt), 1, ggmlsteer.F32)
 		if err != nil {
 			return err
 		}
@@ -289,7 +289,7 @@ func (p *program) notebookTexts(ctx context.Context, m *ggmlsteer.Model, flags *
 		if err != nil {
 			return err
 		}
-		g := &generation{program: p, model: m, exact: true, options: ggmlsteer.GenerateOptions{Tokens: notebookTokens}, context: flags.context(m), prompts: [][]ggmlsteer.Token{tokens}}
+		g := &generation{program: p, model: m, precision: ggmlsteer.F32, options: ggmlsteer.GenerateOptions{Tokens: notebookTokens}, context: flags.context(m), prompts: [][]ggmlsteer.Token{tokens}}
 		continued, err := g.batch(ctx, []ggmlsteer.Active{{Steering: steering, Strength: c.times}}, nil)
 		if err != nil {
 			return err
