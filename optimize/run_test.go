@@ -373,6 +373,42 @@ func TestModelWithoutGradientIsRefusedFirst(t *testing.T) {
 	require.Nil(t, m.streamsOf)
 }
 
+// do_relative_scale measures each layer's vector in units of 0.1 of the median norm over √width:
+// its rate, its start, its bound and what the regularizers see of it.
+func TestRelativeScale(t *testing.T) {
+	first := func(change func(*Job)) ([]Step, *Result) {
+		job := &Job{Options: DefaultOptions(), Layers: Layers{List: []int{0, 1}}, Examples: []Example{{Prompt: "ab", Src: []string{"c"}, Dst: []string{"cd"}}}}
+		job.LR, job.MaxIters, job.DoRelativeScale, job.SparsityWeight, job.EntropyWeight = ptr(5.0), ptr(1), true, 0, 0
+		change(job)
+		var steps []Step
+		r, err := run(context.Background(), newFake(), job, func(s Step) { steps = append(steps, s) })
+		require.NoError(t, err)
+		return steps, r
+	}
+	units := []float64{0.1 * 10 / math.Sqrt(3), 0.1 * 20 / math.Sqrt(3)} // the fake's norms are 10 and 20
+
+	steps, r := first(func(j *Job) { j.MaxNorm = ptr(1.25) })
+	bare, _ := first(func(j *Job) { j.RegularizationWeight = 0 })
+	_, auto := first(func(j *Job) { j.LR = nil })
+	started, _ := first(func(j *Job) { j.StartingNorm = ptr(0.5) })
+	sum := 0.0
+	for i, key := range []string{"0", "1"} {
+		near(t, 5*units[i], r.LR[key], 1e-12, "lr")
+		near(t, 0.1*units[i], auto.LR[key], 1e-12, "automatic lr")
+		near(t, units[i], steps[0].Layers[i].Norm, 1e-6, "start")
+		near(t, 0.5*units[i], started[0].Layers[i].Norm, 1e-6, "half the start")
+		near(t, 1.25*units[i], steps[1].Layers[i].Norm, 1e-6, "bound")
+		for n, x := range steps[0].Layers[i].Params.Vector {
+			sum += 0.01 * math.Abs(float64(x)) / units[i]
+			slope := float64(steps[0].Layers[i].Gradient.Vector[n]) - float64(bare[0].Layers[i].Gradient.Vector[n])
+			near(t, math.Copysign(0.01/units[i], float64(x)), slope, 1e-6, "slope of the l1 term")
+		}
+	}
+	near(t, sum, steps[0].Loss-bare[0].Loss, 1e-6, "the l1 term")
+	none, _ := first(func(j *Job) { j.RegularizationWeight, j.SparsityWeight, j.EntropyWeight = 0, 0.1, 0.01 })
+	near(t, 0.1*2+0.01*math.Ln2, none[0].Loss-bare[0].Loss, 1e-6, "of two vectors of one unit")
+}
+
 // lr auto is 1 % of each layer's median norm over √width, over all tokens of all examples but
 // the first, with a prompt counted once.
 func TestAutoLR(t *testing.T) {

@@ -78,6 +78,17 @@ type specification struct {
 	} `json:"example_sets"`
 	Kinds, Variants, Descents, Stops, Noise, Minibatch, Automatic []specified
 	OutputConstrained                                             []specified `json:"output_constrained"`
+	Scale                                                         []struct {
+		Name, Model string
+		Examples    int
+		Automatic   []struct {
+			Kind               string
+			Layers             [][]int
+			LR                 []float64
+			StartingNorms      []float64 `json:"starting_norms"`
+			StartingAffineNorm float64   `json:"starting_affine_norm"`
+		}
+	}
 
 	open map[string]*ggmlsteer.Model
 }
@@ -258,15 +269,51 @@ func TestSpecifiedDescents(t *testing.T) {
 				}
 			}
 			if e.TangentGradients != nil {
-				for i, of := range e.TangentGradients {
-					for k, g := range of {
+				for i, c := range d.objective.completions { // of the last window, where there are several
+					for k, g := range e.TangentGradients[c.id] {
 						apart := slices.Clone(g)
 						axpy(-1, d.objective.noise.tangents[i][k], apart)
-						require.True(t, length(apart) <= e.atLeast(caseGradientTolerance, "tangent_gradients")*length(g), "tangent of completion %d", i)
+						require.True(t, length(apart) <= e.atLeast(caseGradientTolerance, "tangent_gradients")*length(g), "tangent of completion %d", c.id)
 					}
 				}
 			}
 		})
+	}
+}
+
+// What is chosen from the stream where a job does not say it: rates, and the norms of random starts.
+func TestSpecifiedScales(t *testing.T) {
+	const tolerance = 1e-5 // of a median of float32 norms, whose own error is 2e-6
+	s := readSpecification(t)
+	require.NotEmpty(t, s.Scale)
+	for _, e := range s.Scale {
+		for _, a := range e.Automatic {
+			t.Run(fmt.Sprintf("%s_%s_%v", e.Name, a.Kind, a.Layers), func(t *testing.T) {
+				job := s.job(t, &specified{Examples: e.Examples})
+				for _, layers := range a.Layers {
+					job.Shared = len(layers) > 1
+					job.Layers.List = append(job.Layers.List, layers...)
+				}
+				switch loader.Kind(a.Kind) {
+				case loader.Affine:
+					job.AffineRank = ptr(2)
+				case loader.Ablate:
+					job.VectorClamp = ptr(0.0)
+				case loader.Clamp:
+					job.VectorClamp = ptr(1.0)
+				}
+				setup, err := newSetup(context.Background(), engine{s.open[e.Model]}, job)
+				require.NoError(t, err)
+				require.Len(t, setup.params, len(a.Layers))
+				for i, p := range setup.params {
+					near(t, a.LR[i], setup.scales.lr[i], tolerance*a.LR[i], "lr")
+					near(t, a.StartingNorms[i], norm(p.Vector), tolerance*a.StartingNorms[i], "start")
+					for _, row := range rows(p)[1:] {
+						near(t, a.StartingAffineNorm, norm(row), tolerance*a.StartingAffineNorm, "row")
+					}
+				}
+			})
+		}
 	}
 }
 
