@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -111,7 +112,13 @@ type conversation struct {
 	messages []ggmlsteer.Message // without the system text
 	turns    []chatTurn
 	forgot   bool // that messages were forgotten is said
+	// Ctrl-C on a terminal, which ends an answer that is being written, or else the program;
+	// nil where nobody types: it ends the program then.
+	interrupts chan os.Signal
 }
+
+// stopInterrupted is the end of an answer by Ctrl-C.
+const stopInterrupted ggmlsteer.StopReason = "interrupted"
 
 // A chatTurn is a message with its answer, in the JSON result and in what /save writes.
 type chatTurn struct {
@@ -133,7 +140,11 @@ func (c *conversation) run(ctx context.Context) error {
 	c.turns = []chatTurn{}
 	talking := isTerminal(os.Stdin) && isTerminal(os.Stdout)
 	if talking {
-		c.program.note("/help lists commands, Ctrl-D ends")
+		c.program.note("/help lists commands, Ctrl-C ends an answer, Ctrl-D the conversation")
+		signal.Reset(os.Interrupt) // ctx is to go on
+		c.interrupts = make(chan os.Signal, 1)
+		signal.Notify(c.interrupts, os.Interrupt)
+		defer signal.Stop(c.interrupts)
 	}
 	lines := readLines(os.Stdin)
 	for {
@@ -144,6 +155,8 @@ func (c *conversation) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-c.interrupts:
+			return errInterrupted
 		case next = <-lines:
 		}
 		if next.err == io.EOF {
@@ -279,7 +292,19 @@ func (c *conversation) answer(ctx context.Context, text string) error {
 			printed = c.program.print(piece)
 		}
 	}
-	all, err := c.decoder.Generate(ctx, [][]ggmlsteer.Token{tokens}, c.options, onText)
+	writing, end := context.WithCancel(ctx)
+	defer end()
+	go func() {
+		select {
+		case <-c.interrupts:
+			end()
+		case <-writing.Done():
+		}
+	}()
+	all, err := c.decoder.Generate(writing, [][]ggmlsteer.Token{tokens}, c.options, onText)
+	if err != nil && writing.Err() != nil && ctx.Err() == nil {
+		all[0].Stop, err = stopInterrupted, nil
+	}
 	if err == nil {
 		err = printed
 	}

@@ -2,14 +2,19 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/testdata/demo"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // chatModel is the demo model with the ChatML template, which it has no tokens for.
@@ -21,6 +26,81 @@ func chatModel(t *testing.T) *ggmlsteer.Model {
 	require.NoError(t, err)
 	t.Cleanup(func() { m.Close() })
 	return m
+}
+
+// On a terminal Ctrl-C ends the answer and not the conversation; between answers it ends that.
+func TestChatInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "chat.gguf")
+	template := "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}"
+	require.NoError(t, os.WriteFile(path, insertKV(bytes.Clone(demo.Model), "tokenizer.chat_template", template), 0o600))
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer terminal.Close()
+	require.NoError(t, unix.IoctlSetPointerInt(int(terminal.Fd()), unix.TIOCSPTLCK, 0))
+	number, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPTN)
+	require.NoError(t, err)
+	theirs, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	require.NoError(t, err)
+	cmd := exec.Command("llsteer", "chat", "-m", path, "-t", "1", "-n", "200")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, theirs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	require.NoError(t, cmd.Start())
+	require.NoError(t, theirs.Close())
+	defer cmd.Process.Kill()
+	pieces := make(chan string)
+	go func() {
+		defer close(pieces)
+		for piece := make([]byte, 4096); ; {
+			n, err := terminal.Read(piece)
+			if err != nil {
+				return
+			}
+			pieces <- string(piece[:n])
+		}
+	}()
+	shown := ""
+	// until waits for a text behind what was waited for before
+	until := func(text string) {
+		t.Helper()
+		for deadline := time.After(time.Minute); ; {
+			if _, rest, found := strings.Cut(shown, text); found {
+				shown = rest
+				return
+			}
+			select {
+			case piece, open := <-pieces:
+				shown += piece
+				require.True(t, open || strings.Contains(shown, text), "it ended, and not with %q: %q", text, shown)
+			case <-deadline:
+				require.Fail(t, "too slow", "%q instead of %q", shown, text)
+			}
+		}
+	}
+	write := func(text string) {
+		_, err := terminal.WriteString(text)
+		require.NoError(t, err)
+	}
+	until("> ")
+	write("open the file\n")
+	until("file\r\n")
+	for len(shown) < 8 { // some of the answer
+		shown += <-pieces
+	}
+	write("\x03")
+	until("\r\n> ")
+	saved := filepath.Join(dir, "talk.json")
+	write("/save " + saved + "\n")
+	until("written: ")
+	until("> ")
+	data, err := os.ReadFile(saved)
+	require.NoError(t, err)
+	require.Contains(t, string(data), `"stop":"interrupted"`)
+	write("\x03")
+	until("interrupted")
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Wait(), &exit)
+	require.Equal(t, 130, exit.ExitCode())
 }
 
 // A history stands in the template, message after message; control tokens in it are the

@@ -25,7 +25,8 @@ func (p *program) importVector() *cobra.Command {
 		Use:   "import CVEC -o FILE",
 		Short: "a control vector of llama.cpp as a steering file",
 		Long: `Writes a control vector as a steering file. llama.cpp adds direction.N at the output of
-block N, which is the input of block N+1: it becomes layer N+1. repeng means the same.
+block N, which is the input of block N+1: it becomes layer N+1. repeng means the same, and so does
+EasySteer, whose files may have a direction.0 that llama.cpp refuses (--numbering easysteer).
 
 llama.cpp's own cvector-generator and the control vectors of jukofyork name what they
 found at the output of block N-1 direction.N, so that llama.cpp uses it one block late.

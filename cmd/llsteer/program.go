@@ -30,6 +30,9 @@ type exitStatus int
 
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
+// errInterrupted is for a command that takes Ctrl-C itself.
+var errInterrupted = errors.New("interrupted")
+
 // badInput is the user's to mend; see loader.InputError.
 func badInput(hint, format string, args ...any) error {
 	return &loader.InputError{Message: fmt.Sprintf(format, args...), Hint: hint}
@@ -77,7 +80,7 @@ func (p *program) fail(ctx context.Context, err error) int {
 	switch {
 	case errors.As(err, &input):
 		hint, code = input.Hint, exitBadInput
-	case ctx.Err() != nil:
+	case ctx.Err() != nil || errors.Is(err, errInterrupted):
 		message, code = "interrupted", exitInterrupted
 	}
 	if p.json {

@@ -224,7 +224,8 @@ func requireSameText(t *testing.T, own []int32, theirs []served) {
 }
 
 func TestLlamaServer(t *testing.T) {
-	for _, s := range subjects(t) {
+	all := subjects(t)
+	for i, s := range all {
 		t.Run(s.name, func(t *testing.T) {
 			steered := s.steering + ":" + s.strength
 			t.Run("steers as llsteer does", func(t *testing.T) {
@@ -288,16 +289,40 @@ func TestLlamaServer(t *testing.T) {
 						require.NotEqual(t, data, content)
 						require.NoError(t, os.WriteFile(damaged, content, 0o600))
 						verdict(t, 1, "unsteered", s.vector, s.path, server(t, s.path, "--control-vector", damaged))
-						// and ours refuses it
-						out, err := exec.Command("../../bin/llsteer", "generate", "-m", s.path, "-s", damaged, "-p", "x").CombinedOutput()
-						var exit *exec.ExitError
-						require.ErrorAs(t, err, &exit)
-						require.Equal(t, 2, exit.ExitCode(), string(out))
+						refused(t, s.path, damaged)
 					})
 				}
 			})
+			t.Run("the vector of another model", func(t *testing.T) {
+				other := all[(i+1)%len(all)]
+				require.NotEqual(t, widthOf(t, other.vector), widthOf(t, s.vector))
+				verdict(t, 1, "unsteered", s.vector, s.path, server(t, s.path, "--control-vector", other.vector))
+				refused(t, s.path, other.vector)
+				refused(t, s.path, other.steering)
+			})
 		})
 	}
+}
+
+// refused makes sure that llsteer takes no such file for a model, neither to steer with nor
+// to ask a server about, which it does before it asks.
+func refused(t *testing.T, model, vector string) {
+	t.Helper()
+	for _, args := range [][]string{{"generate", "-m", model, "-s", vector, "-p", "x"}, {"verify", vector, "-m", model, "--server", "http://127.0.0.1:1"}} {
+		out, err := exec.Command("../../bin/llsteer", args...).CombinedOutput()
+		var exit *exec.ExitError
+		require.ErrorAs(t, err, &exit)
+		require.Equal(t, 2, exit.ExitCode(), string(out))
+		require.Contains(t, string(out), filepath.Base(vector), "it is about the file")
+	}
+}
+
+func widthOf(t *testing.T, vector string) int {
+	return llsteer[struct {
+		Steering struct {
+			Embd int `json:"n_embd"`
+		}
+	}](t, "inspect", vector).Steering.Embd
 }
 
 // verdict runs llsteer verify.
