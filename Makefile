@@ -2,11 +2,12 @@
 # make quickstart   the same, then the tutorial on the embedded model
 # make test         the whole test suite
 # make test-models  tests on two small public models and llama-server (needs python3 with pip)
+# make race         what shares memory between goroutines, under Go's race detector
 # make release      the same as make, for every CPU and not just this one
 # make install      to PREFIX (/usr/local), DESTDIR honored
 # make clean
 
-.PHONY: all quickstart test test-models release install clean
+.PHONY: all quickstart test test-models race release install clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2) --no-builtin-rules
@@ -185,6 +186,11 @@ test: bin/llsteer $(addprefix build/kernels-,$(RUNNABLE))
 
 test-models: bin/llsteer
 	@models=$$(scripts/fetch-models.sh) && server=$$(scripts/fetch-server.sh) && LLSTEER_MODELS=$$models LLSTEER_SERVER=$$server go test -count=1 -v ./testdata/models
+
+race: bin/llsteer
+	go test -race -count=1 ./loader
+	go test -race -count=1 -run 'Close|Forgotten|Concurrent|Interrupt|Slots' ./ggmlsteer
+	go test -race -count=1 -run Interrupt ./optimize
 
 release: bin/llsteer $(foreach v,$(VARIANTS),bin/libggml-cpu-$(v).so)
 
