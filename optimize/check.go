@@ -71,7 +71,7 @@ func check(ctx context.Context, m model, job *Job, each func(string, LayerCheck)
 		return nil, err
 	}
 	bf16 := job.Precision == ggmlsteer.BF16
-	scales, err := streamMedians(ctx, m, s.layers, s.completions)
+	scales, _, err := streamMedians(ctx, m, s.layers, s.completions)
 	if err != nil {
 		return nil, err
 	}

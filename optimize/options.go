@@ -175,7 +175,7 @@ var optionTable = []Option{
 	{Name: "entropy_weight", values: from0, field: func(o *Options) any { return &o.EntropyWeight },
 		Help: "several layers, a vector each: factor of H(softmax of the norms ‖v‖₂), which makes one layer win"},
 	{Name: "do_relative_scale", field: func(o *Options) any { return &o.DoRelativeScale },
-		Help: "measure each layer's vector, its lr and norms in units of 0.1 of the stream's median norm there, over √width; not with affine_rank"},
+		Help: "measure each layer's vector, its lr and norms in units of 0.01 of the stream's norm at position 0 there, over √width; not with affine_rank"},
 	{Name: "optimizer", Choices: []string{optimizerAdam, optimizerLBFGS}, field: func(o *Options) any { return &o.Optimizer },
 		Help: "lbfgs takes fewer steps; it goes without noise, minibatches and satisfice"},
 	{Name: "seed", values: from0, field: func(o *Options) any { return &o.Seed },

@@ -373,7 +373,7 @@ func TestModelWithoutGradientIsRefusedFirst(t *testing.T) {
 	require.Nil(t, m.streamsOf)
 }
 
-// do_relative_scale measures each layer's vector in units of 0.1 of the median norm over √width:
+// do_relative_scale measures each layer's vector in units of 0.01 of the norm at position 0, over √width:
 // its rate, its start, its bound and what the regularizers see of it.
 func TestRelativeScale(t *testing.T) {
 	first := func(change func(*Job)) ([]Step, *Result) {
@@ -381,11 +381,13 @@ func TestRelativeScale(t *testing.T) {
 		job.LR, job.MaxIters, job.DoRelativeScale, job.SparsityWeight, job.EntropyWeight = ptr(5.0), ptr(1), true, 0, 0
 		change(job)
 		var steps []Step
-		r, err := run(context.Background(), newFake(), job, func(s Step) { steps = append(steps, s) })
+		m := newFake()
+		m.streams = [][][]float64{{{300, 10, 10, 10}, {300, 10, 10, 10, 10}}, {{400, 20, 20, 20}, {400, 20, 20, 20, 20}}}
+		r, err := run(context.Background(), m, job, func(s Step) { steps = append(steps, s) })
 		require.NoError(t, err)
 		return steps, r
 	}
-	units := []float64{0.1 * 10 / math.Sqrt(3), 0.1 * 20 / math.Sqrt(3)} // the fake's norms are 10 and 20
+	units := []float64{0.01 * 300 / math.Sqrt(3), 0.01 * 400 / math.Sqrt(3)}
 
 	steps, r := first(func(j *Job) { j.MaxNorm = ptr(1.25) })
 	bare, _ := first(func(j *Job) { j.RegularizationWeight = 0 })
@@ -394,7 +396,7 @@ func TestRelativeScale(t *testing.T) {
 	sum := 0.0
 	for i, key := range []string{"0", "1"} {
 		near(t, 5*units[i], r.LR[key], 1e-12, "lr")
-		near(t, 0.1*units[i], auto.LR[key], 1e-12, "automatic lr")
+		near(t, 0.01*float64(10*(i+1))/math.Sqrt(3), auto.LR[key], 1e-12, "automatic lr, which has its own measure")
 		near(t, units[i], steps[0].Layers[i].Norm, 1e-6, "start")
 		near(t, 0.5*units[i], started[0].Layers[i].Norm, 1e-6, "half the start")
 		near(t, 1.25*units[i], steps[1].Layers[i].Norm, 1e-6, "bound")

@@ -21,7 +21,7 @@ type scales struct {
 const (
 	streamShare = 0.01 // of the stream's norm that an automatic Adam step is long
 	startShare  = 0.02 // of the stream's norm, that a clamp starts with
-	unitShare   = 0.1  // makes a unit about 1 in the middle of Gemma-2-2B, where the tutorial's numbers are from
+	unitShare   = 0.01 // of the norm at position 0, that a unit is over √width
 	affineLR    = 0.003
 )
 
@@ -32,21 +32,22 @@ func (j *Job) scales(ctx context.Context, m model, layers []int, completions []c
 	autoLR := j.LR == nil && kind != loader.Affine
 	autoStart := j.StartingNorm == nil && projects(kind)
 	medians := slices.Repeat([]float64{math.NaN()}, len(layers))
+	firsts := slices.Clone(medians)
 	if autoLR || autoStart || j.DoRelativeScale {
 		var err error
-		if medians, err = streamMedians(ctx, m, layers, completions); err != nil {
+		if medians, firsts, err = streamMedians(ctx, m, layers, completions); err != nil {
 			return nil, err
 		}
 	}
 	if j.Shared {
-		medians = []float64{slices.Min(medians)}
+		medians, firsts = []float64{slices.Min(medians)}, []float64{slices.Min(firsts)}
 	}
 	root := math.Sqrt(float64(m.Info().Embd))
 	s := &scales{}
-	for _, median := range medians {
+	for i, median := range medians {
 		unit, lr, start := 1.0, affineLR, 1.0
 		if j.DoRelativeScale {
-			unit = unitShare * median / root
+			unit = unitShare * firsts[i] / root
 		}
 		switch {
 		case j.LR != nil:
@@ -68,35 +69,37 @@ func (j *Job) scales(ctx context.Context, m model, layers []int, completions []c
 }
 
 // streamMedians are the median norms of the unsteered residual stream at the input of
-// layers, over all tokens of all examples but the first, whose norm is many times that of
-// the others.
-func streamMedians(ctx context.Context, m model, layers []int, completions []completion) ([]float64, error) {
+// layers: over all tokens of all examples but the first, whose norm is many times that of
+// the others, and over these first ones.
+func streamMedians(ctx context.Context, m model, layers []int, completions []completion) (medians, firsts []float64, err error) {
 	texts := make([][]ggmlsteer.Token, len(completions))
 	for i, c := range completions {
 		texts[i] = c.tokens
 	}
 	norms, err := m.StreamNorms(ctx, texts, layers)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	medians := make([]float64, len(layers))
 	for l, layer := range layers {
-		var all []float64
+		var all, first []float64
 		for i, c := range completions {
 			from := 1
 			if i > 0 && completions[i-1].example == c.example {
 				from = c.prompt // the prompt was counted
+			} else {
+				first = append(first, norms[l][i][0])
 			}
 			all = append(all, norms[l][i][from:]...)
 		}
-		if medians[l] = median(all); !above0.holds(medians[l]) {
-			return nil, &loader.InputError{
-				Message: fmt.Sprintf("the residual stream at layer %d has the median norm %v, and no step size can be chosen from it", layer, medians[l]),
+		medians, firsts = append(medians, median(all)), append(firsts, median(first))
+		if !above0.holds(medians[l]) || !above0.holds(firsts[l]) {
+			return nil, nil, &loader.InputError{
+				Message: fmt.Sprintf("the residual stream at layer %d has the median norm %v, at position 0 %v, and no step size can be chosen from it", layer, medians[l], firsts[l]),
 				Hint:    "give lr and starting_norm as numbers",
 			}
 		}
 	}
-	return medians, nil
+	return medians, firsts, nil
 }
 
 // median is the middle value, or the mean of the two in the middle.

@@ -125,6 +125,30 @@ func TestRecipeOnGemma3(t *testing.T) {
 	}
 }
 
+// With the tutorial's weights and each layer's own units one layer in the middle third wins: it is
+// ten times as long, in its units, as all others. (Without, layer 0 wins, whose stream is smallest.)
+func TestAMiddleLayerWinsOnGemma3(t *testing.T) {
+	r := llsteer[struct {
+		Norms map[string]float64
+		LRs   map[string]float64
+	}](t, "optimize", "-m", model(t, "gemma3-270m.gguf"), "recipe.yaml", "--layer", "all", "--do-relative-scale", "--lr", "0.03", "--max-iters", "80",
+		"--target-loss", "none", "--regularization-weight", "0.1", "--sparsity-weight", "0.1", "--entropy-weight", "10", "-o", filepath.Join(t.TempDir(), "all.gguf"))
+	require.Len(t, r.Norms, 18)
+	units := func(layer string) float64 { return r.Norms[layer] * 0.03 / r.LRs[layer] }
+	longest := "0"
+	for layer := range r.Norms {
+		if units(layer) > units(longest) {
+			longest = layer
+		}
+	}
+	n, err := strconv.Atoi(longest)
+	require.NoError(t, err)
+	require.True(t, n >= 6 && n < 12, "layer %d won", n)
+	for layer := range r.Norms {
+		require.True(t, layer == longest || units(layer) <= units(longest)/10, "layer %s has %v units, the winner %v", layer, units(layer), units(longest))
+	}
+}
+
 // The command that is for a Gemma-2-2B of the user's makes all its runs on this model, too. The
 // log-probabilities are those that PyTorch has in float32 on the dequantized weights.
 func TestReproduceOnGemma3(t *testing.T) {

@@ -126,7 +126,7 @@ class Job:
     steering: Steering  # the start
     examples: list[Example]
     options: Options = field(default_factory=Options)
-    draws: torch.Tensor | None = None  # evaluations × noise_iters × completions × parts × width, of N(0, 1)
+    draws: torch.Tensor | None = None  # evaluations × noise_iters × all completions × parts × width, of N(0, 1)
 
     def window(self, evaluation):
         """The examples of that evaluation: all, or those of the minibatch."""
@@ -134,6 +134,11 @@ class Job:
         if size is None:
             return self.examples
         return [self.examples[(evaluation * size + i) % len(self.examples)] for i in range(size)]
+
+    def numbers(self, evaluation):
+        """Of that evaluation's completions, their numbers among all of the job: what draws and tangents go by."""
+        ids = [id(completion.example) for completion in completions(self.examples)]
+        return [n for example in self.window(evaluation) for n, of in enumerate(ids) if of == id(example)]
 
 
 def completions(examples):
@@ -300,7 +305,7 @@ def evaluate(model, job, parts, evaluation=0, tangents=None):
     examples = job.window(evaluation)
     draws = 1 if options.noise_scale is None else options.noise_iters
     losses, logps, objective = [], [], 0
-    for number, completion in enumerate(completions(examples)):
+    for number, completion in zip(job.numbers(evaluation), completions(examples), strict=True):
         mean = 0
         for draw in range(draws):
             moved = steering

@@ -494,6 +494,12 @@ def minibatches(draws, model):
         options = Options(lr=0.05, max_iters=6, minibatch_size=size, **options)
         return Job(f"{model.name}_minibatch_{name}", model.name, steering(draws, label, groups), examples, options)
 
+    def noisy(name, label, groups, size, **options):
+        made = job(name, label, groups, size, noise_scale=0.15, **options)
+        shape = made.options.max_iters + 1, made.options.noise_iters, len(completions(examples)), len(groups)
+        made.draws = short(torch.randn(*shape, architectures.WIDTH, generator=draws.generator), 32)
+        return made
+
     return [
         job("of_2", "add", [[MIDDLE]], 2),
         job("of_3", "add", [[MIDDLE]], 3),
@@ -502,6 +508,14 @@ def minibatches(draws, model):
         job("of_3_affine", "affine2", [[MIDDLE]], 3),
         job("of_3_shared", "add", [[0, MIDDLE]], 3),
         job("of_2_max_norm_normalized", "add", [[MIDDLE]], 2, max_norm=2.02, normalize_token_length=True),
+        job("of_2_several", "add", [[0], [MIDDLE]], 2),
+        job("of_3_several_affine", "affine2", [[0], [MIDDLE]], 3, regularization_type="max"),
+        noisy("of_2_noise", "add", [[MIDDLE]], 2, do_tangent_space_noise=False),
+        noisy("of_3_noise_several_2_draws", "add", [[0], [MIDDLE]], 3, noise_iters=2, do_tangent_space_noise=False),
+        noisy("of_2_tangent", "add", [[MIDDLE]], 2),
+        noisy("of_3_tangent_relu_several", "add", [[0], [MIDDLE]], 3, do_noise_abl_relu=True),
+        noisy("of_3_antipgd", "add", [[MIDDLE]], 3, do_antipgd=True),
+        noisy("of_2_antipgd_affine", "affine2", [[MIDDLE]], 2, do_antipgd=True),
     ]
 
 
@@ -615,6 +629,10 @@ def constrained(draws, model):
         job("melbo_add_two_layers", steering(draws, "add", [[0], [1]], 4.0), target_loss=40.0, **melbo),
         job("melbo_clamp", steering(draws, "clamp1", [[1]], 4.0), target_loss=40.0, **melbo),
         job("melbo_affine2", steering(draws, "affine2", [[1]], 4.0), target_loss=40.0, **melbo),
+        job("melbo_shared", steering(draws, "add", [[0, 1]], 4.0), target_loss=40.0, **melbo),
+        job("melbo_affine2_two_layers", steering(draws, "affine2", [[0], [1]], 4.0), target_loss=40.0, **melbo),
+        job("melbo_affine2_shared", steering(draws, "affine2", [[0, 1]], 4.0), target_loss=40.0, **melbo),
+        job("melbo_clamp_two_layers", steering(draws, "clamp1", [[0], [1]], 4.0), target_loss=40.0, **melbo),
     ]
     return jobs
 
