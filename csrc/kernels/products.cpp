@@ -2,12 +2,27 @@
 
 #include "exact.h"
 #include "fixed.h"
+#include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
 
 namespace {
 
 bool is_backward(const ggml_tensor * node) { return node->op == GGML_OP_OUT_PROD; }
-bool is_fixed(const ggml_tensor * node) { return node->op_params[0] == GGML_PREC_FIXED; }
+
+// A product that asks for no precision, of many columns with quantized weights: ggml would
+// round the columns to 8 bits, and take longer.
+bool is_prompt(const ggml_tensor * node) {
+#if defined(__AVX512BW__)
+    constexpr int64_t MANY = 32;
+    const ggml_tensor * w = node->src[0];
+    return node->op == GGML_OP_MUL_MAT && node->op_params[0] == GGML_PREC_DEFAULT && node->ne[1] >= MANY && ggml_is_quantized(w->type) &&
+        w->buffer && ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+#else
+    return false;
+#endif
+}
+
+bool is_fixed(const ggml_tensor * node) { return node->op_params[0] == GGML_PREC_FIXED || is_prompt(node); }
 
 // ---- columns ------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@
 //
 //   MUL_MAT, MUL_MAT_ID  of these precisions: y[m,t] = sum_k W[k,m] x[k,t]
 //   OUT_PROD:                                 y[k,t] = sum_m W[k,m] g[t,m]
+//   MUL_MAT  of no precision with quantized weights and many columns, as if of
+//            GGML_PREC_FIXED, where the processor has AVX-512: prompts
 //
 // with W = src[0], x or g = src[1], and the broadcasting of W over dimensions 2
 // and 3 that MUL_MAT has. OUT_PROD is exact unless its precision is GGML_PREC_FIXED.
