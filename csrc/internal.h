@@ -18,7 +18,6 @@
 struct steer_model {
     llama_model * model = nullptr;
     int32_t threads = 1;
-    bool repacked = false;
 
     ~steer_model() { llama_model_free(model); }
 };

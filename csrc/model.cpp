@@ -103,12 +103,10 @@ steer_status steer_model_open(const char * path, const steer_model_options * opt
     return steer_guard(err, err_size, [&] {
         load_backends(options->backends);
         auto m = std::make_unique<steer_model>();
-        m->threads  = std::max(1, options->threads);
-        m->repacked = options->repack;
+        m->threads = std::max(1, options->threads);
 
         llama_model_params params = llama_model_default_params();
-        params.n_gpu_layers    = options->gpu_layers < 0 ? INT32_MAX/2 : options->gpu_layers;
-        params.use_extra_bufts = options->repack;
+        params.n_gpu_layers = options->gpu_layers < 0 ? INT32_MAX/2 : options->gpu_layers;
         steer_take_log();
         m->model = llama_model_load_from_file(path, params);
         if (!m->model) {
@@ -165,9 +163,6 @@ void steer_check_layers(const steer_model & m, const int32_t * layers, int32_t n
 }
 
 llama_context * steer_context(const steer_model & m, int32_t n_ctx, int32_t n_seq, bool exact, int32_t n_cells) {
-    if (exact && m.repacked) {
-        steer_throw(STEER_BAD_INPUT, "this model was opened with its weights repacked for decoding, and they cannot be used exactly");
-    }
     llama_context_params params = llama_context_default_params();
     params.n_ctx      = n_cells ? n_cells : (uint32_t) n_ctx*n_seq;
     params.n_seq_max  = n_seq;

@@ -34,7 +34,8 @@ typedef enum {
 
 // How products with the model's weights are computed.
 typedef enum {
-    STEER_ORDINARY = 0, // as llama.cpp does: activations are rounded to what its fastest kernels take
+    STEER_ORDINARY = 0, // as llama.cpp does: activations are rounded to what its fastest kernels take. On
+                        // processors with AVX-512, batches of 32 tokens or more are computed as with STEER_BF16
     STEER_F32      = 1, // with weights exactly as they dequantize, and float32 everywhere else
     STEER_BF16     = 2, // the same, but for both operands in 16 bits, no less precise than bfloat16
 } steer_precision;
@@ -47,9 +48,6 @@ typedef struct {
     const char * backends;   // folder of the ggml backend modules; NULL: that of this library. Only the first model's counts
     int32_t      threads;    // at least 1
     int32_t      gpu_layers; // blocks to offload; -1: all
-    // Repack the weights for the fastest decoding, at the price of a copy of
-    // them: such a model cannot be differentiated or used exactly.
-    int32_t      repack;
 } steer_model_options;
 
 typedef struct {

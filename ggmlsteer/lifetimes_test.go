@@ -594,20 +594,3 @@ func TestModelsThatDoNotOpen(t *testing.T) {
 	_, err = open(referenceFolder+"make.py", Options{})
 	inputError(t, err, "llama.cpp cannot load this model")
 }
-
-// A model whose weights are repacked for decoding decodes, and says that it does nothing else.
-func TestRepackedModels(t *testing.T) {
-	m, err := open(referenceFolder+"llama.gguf", Options{Decoding: true})
-	require.NoError(t, err)
-	defer m.Close()
-	f := readFixture(t, "llama")
-	d := newDecoder(t, m, DecoderOptions{Context: 32})
-	c, err := d.Generate(context.Background(), [][]Token{f.Continuation.Prompt}, GenerateOptions{Tokens: 4}, nil)
-	require.NoError(t, err)
-	require.Len(t, c[0].Tokens, 4)
-	_, err = m.NewSession(SessionOptions{Coldness: 1}, []Sequence{{Tokens: []Token{1, 2}, Prompt: 1}})
-	inputError(t, err, "repacked")
-	inputError(t, m.Differentiable([]int{0}), "repacked")
-	_, err = m.NewDecoder(DecoderOptions{Context: 8, Precision: F32})
-	inputError(t, err, "repacked")
-}

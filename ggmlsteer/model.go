@@ -49,9 +49,6 @@ func open(path string, o Options) (*Model, error) {
 		threads = physicalCores()
 	}
 	options := C.steer_model_options{threads: C.int32_t(threads), gpu_layers: C.int32_t(o.GPULayers)}
-	if o.Decoding {
-		options.repack = 1
-	}
 	cpath := C.CString(path)
 	defer C.free(unsafe.Pointer(cpath))
 	m := &Model{threads: threads}

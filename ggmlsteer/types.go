@@ -16,8 +16,9 @@ type Token = int32
 type Precision int
 
 const (
-	// Ordinary is llama.cpp's decoding: activations are rounded to what its
-	// fastest kernels take (8 bits for quantized weights).
+	// Ordinary is llama.cpp's decoding: activations are rounded to what its fastest
+	// kernels take (8 bits for quantized weights). On processors with AVX-512, batches of
+	// 32 tokens or more are computed as with BF16.
 	Ordinary Precision = iota
 	// F32 uses the exact dequantized weights and float32 everywhere else.
 	F32
@@ -30,9 +31,6 @@ const (
 type Options struct {
 	Threads   int // 0: one for each physical core
 	GPULayers int // blocks to move to the GPU; -1: all
-	// Decoding lets the weights be repacked for the fastest decoding. Such a
-	// model cannot be differentiated nor used with Precision F32 or BF16.
-	Decoding bool
 }
 
 // Info describes an open model.

@@ -3,8 +3,7 @@
 //
 //	go run ./bench/step -m MODEL [-layer 0] [-runs 9] JOB.yaml
 //
-// The forward pass is llama.cpp's ordinary prompt processing: weights repacked
-// for speed, activations rounded to 8 bits, logits after the last token only. It has every token of the step once, as the step has. A step is a
+// The forward pass is llama.cpp's ordinary prompt processing: logits after the last token only. It has every token of the step once, as the step has. A step is a
 // forward pass in float32 and a backward pass, through all blocks from the layer up.
 package main
 
@@ -48,11 +47,6 @@ func measure(model, jobFile string, layer, runs, threads int) error {
 		return err
 	}
 	defer m.Close()
-	decoding, err := ggmlsteer.Open(model, ggmlsteer.Options{Threads: threads, Decoding: true})
-	if err != nil {
-		return err
-	}
-	defer decoding.Close()
 
 	var steps, forwards []float64
 	lr, none := 1.0, 0
@@ -78,7 +72,7 @@ func measure(model, jobFile string, layer, runs, threads int) error {
 			tokens = append(tokens, whole[len(prompt):]...)
 		}
 	}
-	d, err := decoding.NewDecoder(ggmlsteer.DecoderOptions{Context: len(tokens) + 1})
+	d, err := m.NewDecoder(ggmlsteer.DecoderOptions{Context: len(tokens) + 1})
 	if err != nil {
 		return err
 	}

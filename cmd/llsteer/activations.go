@@ -40,7 +40,7 @@ or tokens × width for one layer.`,
 			if err := checkOutputs(map[string]string{"--out": out}, model.path); err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &model, false)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

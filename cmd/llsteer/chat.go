@@ -71,7 +71,7 @@ earlier answers belong to the prompt. When the conversation outgrows the context
 			if err := phase.apply(steer, active); err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &model, true)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

@@ -44,7 +44,7 @@ first and the middle one.`,
 			if err := job.Validate(); err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &f.model, false)
+			m, err := p.open(cmd.Context(), &f.model)
 			if err != nil {
 				return err
 			}

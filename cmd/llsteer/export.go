@@ -73,7 +73,7 @@ of some prompts. How far that is from the steering itself is measured on other t
 				if heldOut, err = p.texts("--held-out", heldOut); err != nil {
 					return err
 				}
-				m, err := p.open(cmd.Context(), &model, false)
+				m, err := p.open(cmd.Context(), &model)
 				if err != nil {
 					return err
 				}

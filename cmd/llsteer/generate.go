@@ -56,7 +56,7 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 				return err
 			}
 			precision := precision.or(ggmlsteer.Ordinary)
-			m, err := p.open(cmd.Context(), &model, precision == ggmlsteer.Ordinary)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

@@ -38,7 +38,7 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 			if err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &model, false)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

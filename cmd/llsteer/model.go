@@ -49,7 +49,7 @@ func (f *modelFlags) addCompute(flags *pflag.FlagSet) {
 }
 
 // open opens the model; decoding as in ggmlsteer.Options.
-func (p *program) open(ctx context.Context, f *modelFlags, decoding bool) (*ggmlsteer.Model, error) {
+func (p *program) open(ctx context.Context, f *modelFlags) (*ggmlsteer.Model, error) {
 	switch {
 	case f.path == "":
 		return nil, badInput("-m MODEL.gguf, or -m demo for the embedded model", "no model is given")
@@ -65,7 +65,7 @@ func (p *program) open(ctx context.Context, f *modelFlags, decoding bool) (*ggml
 		return nil, err
 	}
 	defer remove() // what is open stays readable
-	m, err := ggmlsteer.Open(path, ggmlsteer.Options{Threads: f.threads, GPULayers: f.gpuLayers, Decoding: decoding})
+	m, err := ggmlsteer.Open(path, ggmlsteer.Options{Threads: f.threads, GPULayers: f.gpuLayers})
 	if err != nil {
 		return nil, err
 	}

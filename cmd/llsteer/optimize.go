@@ -77,7 +77,7 @@ where a run was interrupted or killed.`,
 			if err := checkOutputs(outputs, append(args, f.model.path)...); err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &f.model, false)
+			m, err := p.open(cmd.Context(), &f.model)
 			if err != nil {
 				return err
 			}

@@ -75,7 +75,7 @@ func (p *program) runQuickstart(ctx context.Context, model *modelFlags, save str
 		}
 		os.Remove(save)
 	}
-	m, err := p.open(ctx, model, false)
+	m, err := p.open(ctx, model)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func (p *program) runQuickstart(ctx context.Context, model *modelFlags, save str
 // quickContinue continues prompts of both languages towards the other one.
 func (p *program) quickContinue(ctx context.Context, model *modelFlags, steering *loader.Steering) ([]quickResult, error) {
 	// opened anew, so that the texts are those of the commands that are shown
-	m, err := p.open(ctx, model, true)
+	m, err := p.open(ctx, model)
 	if err != nil {
 		return nil, err
 	}

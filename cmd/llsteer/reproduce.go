@@ -131,7 +131,7 @@ func (p *program) runReproduce(ctx context.Context, flags *modelFlags, layer, mo
 	if flags.chat {
 		return badInput("leave out --chat", "the notebook's prompt is plain text")
 	}
-	m, err := p.open(ctx, flags, false)
+	m, err := p.open(ctx, flags)
 	if err != nil {
 		return err
 	}

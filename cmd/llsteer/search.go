@@ -41,7 +41,7 @@ probability of the last token or, with --total, of all tokens together.`,
 			if err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &model, false)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

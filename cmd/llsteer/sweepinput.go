@@ -42,7 +42,7 @@ func (p *program) sweepInput(ctx context.Context, f *sweepFlags) (*sweepInput, *
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := p.open(ctx, &f.model, false)
+	m, err := p.open(ctx, &f.model)
 	if err != nil {
 		return nil, nil, err
 	}

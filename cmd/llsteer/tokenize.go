@@ -24,7 +24,7 @@ counts; position 0 is the model's own first token, where it adds one.`,
 			if err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &model, true)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

@@ -95,7 +95,7 @@ the exit code is 0 if that is the expected one, and 1 if not.`,
 			if len(prompts) == 0 {
 				prompts = verifyPrompts
 			}
-			m, err := p.open(cmd.Context(), &model, false)
+			m, err := p.open(cmd.Context(), &model)
 			if err != nil {
 				return err
 			}

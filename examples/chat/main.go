@@ -24,7 +24,7 @@ func main() {
 	if len(os.Args) != 3 {
 		log.Fatal("usage: chat MODEL.gguf VECTOR.gguf")
 	}
-	m, err := ggmlsteer.Open(os.Args[1], ggmlsteer.Options{Decoding: true})
+	m, err := ggmlsteer.Open(os.Args[1], ggmlsteer.Options{})
 	check(err)
 	defer m.Close()
 	steering, err := loader.Read(os.Args[2])

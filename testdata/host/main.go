@@ -30,7 +30,7 @@ func main() {
 }
 
 func ours(path, prompt string) string {
-	m, err := ggmlsteer.Open(path, ggmlsteer.Options{Decoding: true})
+	m, err := ggmlsteer.Open(path, ggmlsteer.Options{})
 	check(err)
 	defer m.Close()
 	d, err := m.NewDecoder(ggmlsteer.DecoderOptions{Context: 64})
