@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes a GGUF in the shape of Gemma-2-2B or 9B with random weights, in BF16, and in
-Q8_0 and Q4_K_M, which llama.cpp's own quantizer (in bin/libllama.so) makes of it.
+Q8_0 and Q4_K_M, which llama.cpp's own quantizer makes of it, in the library of
+llama-server that scripts/fetch-server.sh fetches.
 
     bench/make_model.py [--shape 2b|9b|tiny] [--types bf16,q8_0,q4_k_m] FOLDER
 
@@ -10,6 +11,7 @@ import argparse
 import ctypes
 import os
 import pathlib
+import subprocess
 import sys
 
 import gguf
@@ -101,8 +103,12 @@ def quantize(library, source, to, ftype):
         sys.exit(f"{to}: llama.cpp's quantizer failed")
 
 
-def silent(path):
-    library = ctypes.CDLL(path)
+def llama_library():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    folder = pathlib.Path(subprocess.run([root/"scripts/fetch-server.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+    for name in ("libggml-base", "libggml"):  # in its order, and found without a search path
+        ctypes.CDLL(str(next(folder.glob(name + ".so*"))), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(next(folder.glob("libllama.so*"))))
     library.no_log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
     library.llama_log_set(library.no_log, None)
     return library
@@ -127,8 +133,7 @@ def main():
     finished(path("bf16"), lambda to: write(to, **SHAPES[args.shape]))
     for t in args.types.split(","):
         if t in FTYPES:
-            library = silent(str(pathlib.Path(__file__).resolve().parent.parent/"bin/libllama.so"))
-            finished(path(t), lambda to: quantize(library, path("bf16"), to, FTYPES[t]))
+            finished(path(t), lambda to: quantize(llama_library(), path("bf16"), to, FTYPES[t]))
 
 
 if __name__ == "__main__":
