@@ -13,7 +13,8 @@ import (
 )
 
 // In llama.cpp's ordinary decoding two texts in one batch, under vectors of their own, have
-// bit for bit the logits that each has alone: every kernel works row by row. In float32 the
+// bit for bit the logits that each has alone, if both batches are below 32 tokens, as here, or
+// neither is: every kernel works row by row. In float32 the
 // products of attention are summed over the cells of both, and so are rounded otherwise,
 // with or without steering. In either, a text is the same bit for bit whatever steers the other.
 func TestSlotsUnderTheirOwnSteering(t *testing.T) {
@@ -22,8 +23,8 @@ func TestSlotsUnderTheirOwnSteering(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { m.Close() })
 		random := rand.New(rand.NewPCG(20, 20))
-		texts := [2][]Token{randomTokens(random, 12, m.info.Vocab), randomTokens(random, 18, m.info.Vocab)}
-		prompts := [2]int{9, 14}
+		texts := [2][]Token{randomTokens(random, 13, m.info.Vocab), randomTokens(random, 18, m.info.Vocab)}
+		prompts := [2]int{7, 10}
 		v, w := randomVector(random, m.info.Embd, 8), randomVector(random, m.info.Embd, 8)
 		matrix := func() [][]float32 { return [][]float32{randomVector(random, m.info.Embd, 0.5)} }
 		steerings := [2][]Active{
