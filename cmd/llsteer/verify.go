@@ -236,7 +236,7 @@ func (v *verification) reading(precision ggmlsteer.Precision) (*reading, error) 
 	for _, a := range v.asked {
 		longest = max(longest, len(a.tokens))
 	}
-	d, err := v.model.NewDecoder(ggmlsteer.DecoderOptions{Context: longest, Sequences: min(len(v.asked), maxBatch), Precision: precision})
+	d, err := v.model.NewDecoder(ggmlsteer.DecoderOptions{Context: longest, Sequences: 1, Precision: precision})
 	if err != nil {
 		return nil, err
 	}
@@ -248,28 +248,40 @@ func (r *reading) at(ctx context.Context, strength float64) ([][]float64, error)
 	if err := r.decoder.Steer(ggmlsteer.Active{Steering: r.v.steering, Strength: strength}); err != nil {
 		return nil, err
 	}
+	r.decoder.Clear()
 	var all [][]float64
-	for some := range slices.Chunk(r.v.asked, maxBatch) {
-		var prompts [][]ggmlsteer.Token
-		for _, a := range some {
-			prompts = append(prompts, a.tokens)
-		}
-		rows, err := r.decoder.NextLogits(ctx, prompts)
+	for _, a := range r.v.asked {
+		row, err := r.next(ctx, a.tokens)
 		if err != nil {
 			return nil, err
 		}
-		for i, a := range some {
-			logs := logSoftmax(rows[i])
-			probs := make([]float64, len(a.sets))
-			for j, set := range a.sets {
-				for _, t := range set {
-					probs[j] += math.Exp(logs[t])
-				}
+		logs := logSoftmax(row)
+		probs := make([]float64, len(a.sets))
+		for j, set := range a.sets {
+			for _, t := range set {
+				probs[j] += math.Exp(logs[t])
 			}
-			all = append(all, probs)
 		}
+		all = append(all, probs)
 	}
 	return all, nil
+}
+
+// next gives the logits after a prompt. Servers round activations to 8 bits, as ordinary
+// decoding does here in small batches.
+func (r *reading) next(ctx context.Context, prompt []ggmlsteer.Token) ([]float32, error) {
+	const batch = 16
+	slot := r.decoder.Slot(0)
+	for n := 0; n < len(prompt); {
+		n = min(n+batch, len(prompt))
+		if _, err := slot.Set(prompt[:n], n); err != nil {
+			return nil, err
+		}
+		if err := r.decoder.Decode(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return slot.Logits()
 }
 
 // distance is the mean over the prompts of the divergence Σ p log(p/q), over the sets of
