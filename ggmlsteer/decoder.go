@@ -306,6 +306,34 @@ func (d *Decoder) Logprobs(ctx context.Context, tokens []Token, prompt int, cold
 	return probs, nil
 }
 
+// NextLogits returns the logits after the last token of each of several prompts, as
+// copies. They are computed side by side, one in each slot from the first on, which are
+// all emptied before.
+func (d *Decoder) NextLogits(ctx context.Context, prompts [][]Token) ([][]float32, error) {
+	if err := d.fits(prompts); err != nil {
+		return nil, err
+	}
+	defer runtime.KeepAlive(d) // its logits are read after the last call
+	d.Clear()
+	for i, prompt := range prompts {
+		if _, err := d.slots[i].Set(prompt, len(prompt)); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.Decode(ctx); err != nil {
+		return nil, err
+	}
+	var rows [][]float32
+	for i := range prompts {
+		row, err := d.slots[i].Logits()
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, slices.Clone(row))
+	}
+	return rows, nil
+}
+
 // fits refuses prompts without tokens, too many or too long ones.
 func (d *Decoder) fits(prompts [][]Token) error {
 	if d.c == nil {
