@@ -64,7 +64,7 @@ plant '--resume forgets the steps behind it'      cmd/llsteer/resume.go   'k.ste
 plant 'reproduce forgets to clamp'                cmd/llsteer/reproduce.go '+"="); is {' '+"="); is && o.Name != "vector_clamp" {'
 plant 'a start that is no unit long'              optimize/scale.go       'start = unit' 'start = 1'
 plant 'the bound is in no units'                  optimize/run.go         '*d.job.MaxNorm*d.scales.units[i]' '*d.job.MaxNorm+0*d.scales.units[i]'
-plant 'slopes of regularizers in no units'        optimize/objective.go   'scale(slopes[i], 1/o.units[i])' '_ = slopes'
+plant 'slopes of regularizers in no units'        optimize/objective.go   'scale(slopes[i], 1/o.units[i])' 'scale(slopes[i], 1)'
 plant 'a clamp starts at norm 1'                  optimize/scale.go       'start = startShare * median' 'start = 1'
 plant 'lbfgs with satisfice'                      optimize/job.go         'j.Optimizer == optimizerLBFGS && j.Satisfice' 'false'
 plant 'the strength of another steering'          ggmlsteer/decoder.go    'strengths[k*n+i] = C.float' 'strengths[(len(d.loaded)-1-k)*n+i] = C.float'
