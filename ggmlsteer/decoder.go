@@ -113,23 +113,58 @@ func (d *Decoder) Clear() {
 	}
 }
 
-// Decode computes what the slots were given since the last time, in one batch. After an
+// Decode computes what the slots were given since the last time. After an
 // error (ctx's, if it ended) all of that is still to be computed.
 func (d *Decoder) Decode(ctx context.Context) error {
 	if d.c == nil {
 		return errDecoderClosed
 	}
-	return d.decode(ctx, d.options.Context)
+	if d.options.Sequences > 1 && d.options.Precision == Ordinary {
+		return d.decodeApart(ctx)
+	}
+	return d.decode(ctx, d.slots, d.options.Context)
 }
 
-// decode gives logits after the last token of each slot, and after every one from the
-// position rowsFrom on.
-func (d *Decoder) decode(ctx context.Context, rowsFrom int) error {
+// decodeApart computes what is more than one token in a batch of its slot alone, but for
+// the last token, and then the last tokens together. The size of a batch decides how products are
+// rounded in ordinary decoding, and so a text's logits do not depend on what other slots hold.
+func (d *Decoder) decodeApart(ctx context.Context) error {
+	before := make([]int, len(d.slots))
+	for i, s := range d.slots {
+		before[i] = s.computed
+	}
+	err := func() error {
+		for i, s := range d.slots {
+			last := len(s.tokens) - 1
+			if last <= s.computed {
+				continue
+			}
+			tokens := s.tokens
+			s.tokens = tokens[:last:last]
+			err := d.decode(ctx, d.slots[i:i+1], d.options.Context)
+			s.tokens = tokens
+			if err != nil {
+				return err
+			}
+		}
+		return d.decode(ctx, d.slots, d.options.Context)
+	}()
+	if err != nil {
+		for i, s := range d.slots {
+			s.computed, s.row = s.keep(min(before[i], s.computed)), noRow
+		}
+	}
+	return err
+}
+
+// decode computes slots in one batch. It gives logits after the last token of each, and after
+// every one from the position rowsFrom on; those of other slots go.
+func (d *Decoder) decode(ctx context.Context, slots []*Slot, rowsFrom int) error {
 	var tokens []C.steer_token
 	var sequences []C.int32_t
 	var wanted []C.int8_t
 	var factors [][]factor
-	for _, s := range d.slots {
+	for _, s := range slots {
 		for at := s.computed; at < len(s.tokens); at++ {
 			tokens, sequences = append(tokens, C.steer_token(s.tokens[at])), append(sequences, C.int32_t(s.index))
 			want := C.int8_t(0)
@@ -157,10 +192,12 @@ func (d *Decoder) decode(ctx context.Context, rowsFrom int) error {
 	err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
 		return C.steer_decode(d.c, C.int32_t(n), &tokens[0], &sequences[0], &wanted[0], &strengths[0], cancel, text, size)
 	})
-	row := 0
 	for _, s := range d.slots {
-		computed := len(s.tokens) - s.computed
 		s.row = noRow
+	}
+	row := 0
+	for _, s := range slots {
+		computed := len(s.tokens) - s.computed
 		switch {
 		case computed == 0:
 		case err != nil:
@@ -251,7 +288,7 @@ func (d *Decoder) Logits(ctx context.Context, tokens []Token, prompt int) ([][]f
 	if _, err := d.slots[0].Set(tokens, prompt); err != nil {
 		return nil, err
 	}
-	if err := d.decode(ctx, 0); err != nil {
+	if err := d.decode(ctx, d.slots, 0); err != nil {
 		return nil, err
 	}
 	rows := make([][]float32, len(tokens))
@@ -292,7 +329,7 @@ func (d *Decoder) Logprobs(ctx context.Context, tokens []Token, prompt int, cold
 	if _, err := d.slots[0].Set(tokens[:len(tokens)-1], prompt); err != nil {
 		return nil, err
 	}
-	if err := d.decode(ctx, prompt-1); err != nil {
+	if err := d.decode(ctx, d.slots, prompt-1); err != nil {
 		return nil, err
 	}
 	probs := make([]Prob, 0, len(tokens)-prompt)

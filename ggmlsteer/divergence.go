@@ -28,7 +28,7 @@ func Divergence(ctx context.Context, p, q *Decoder, tokens []Token) (float64, er
 			if err := d.slots[0].Append(chunk...); err != nil {
 				return 0, err
 			}
-			if err := d.decode(ctx, from); err != nil {
+			if err := d.decode(ctx, d.slots, from); err != nil {
 				return 0, err
 			}
 		}

@@ -13,9 +13,8 @@ import (
 )
 
 // In llama.cpp's ordinary decoding two texts in one batch, under vectors of their own, have
-// bit for bit the logits that each has alone, if both batches are below 32 tokens, as here, or
-// neither is: every kernel works row by row. In float32 the
-// products of attention are summed over the cells of both, and so are rounded otherwise,
+// bit for bit the logits that each has alone, prompts of any length included: every kernel works
+// row by row, and a prompt's batch is its own. In float32 the products of attention are summed over the cells of both, and so are rounded otherwise,
 // with or without steering. In either, a text is the same bit for bit whatever steers the other.
 func TestSlotsUnderTheirOwnSteering(t *testing.T) {
 	for _, precision := range []Precision{Ordinary, F32} {
@@ -23,8 +22,8 @@ func TestSlotsUnderTheirOwnSteering(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { m.Close() })
 		random := rand.New(rand.NewPCG(20, 20))
-		texts := [2][]Token{randomTokens(random, 13, m.info.Vocab), randomTokens(random, 18, m.info.Vocab)}
-		prompts := [2]int{7, 10}
+		texts := [2][]Token{randomTokens(random, 46, m.info.Vocab), randomTokens(random, 30, m.info.Vocab)}
+		prompts := [2]int{40, 22} // more and less than what kernels take for a large batch
 		v, w := randomVector(random, m.info.Embd, 8), randomVector(random, m.info.Embd, 8)
 		matrix := func() [][]float32 { return [][]float32{randomVector(random, m.info.Embd, 0.5)} }
 		steerings := [2][]Active{
@@ -35,7 +34,7 @@ func TestSlotsUnderTheirOwnSteering(t *testing.T) {
 			},
 		}
 		logits := func(use [2]bool, steer [2]bool) (rows [2][][]float32) {
-			d := newDecoder(t, m, DecoderOptions{Context: 32, Sequences: 2, Precision: precision})
+			d := newDecoder(t, m, DecoderOptions{Context: 64, Sequences: 2, Precision: precision})
 			for i, s := range d.slots {
 				if steer[i] {
 					require.NoError(t, s.Steer(steerings[i]...))
@@ -77,7 +76,7 @@ func TestSlotsUnderTheirOwnSteering(t *testing.T) {
 		}
 
 		// two vectors at one layer, of which the other slot has one, add up in the same order
-		d := newDecoder(t, m, DecoderOptions{Context: 32, Sequences: 2, Precision: precision})
+		d := newDecoder(t, m, DecoderOptions{Context: 64, Sequences: 2, Precision: precision})
 		sum := func(other ...Active) []float32 {
 			d.Clear()
 			require.NoError(t, d.Slot(0).Steer(other...))
