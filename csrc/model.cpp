@@ -107,6 +107,7 @@ steer_status steer_model_open(const char * path, const steer_model_options * opt
 
         llama_model_params params = llama_model_default_params();
         params.n_gpu_layers = options->gpu_layers < 0 ? INT32_MAX/2 : options->gpu_layers;
+        params.use_extra_bufts = false; // weights in another layout than the file's have no gradient
         steer_take_log();
         m->model = llama_model_load_from_file(path, params);
         if (!m->model) {

@@ -127,7 +127,8 @@ func (d *Decoder) Decode(ctx context.Context) error {
 
 // decodeApart computes what is more than one token in a batch of its slot alone, but for
 // the last token, and then the last tokens together. The size of a batch decides how products are
-// rounded in ordinary decoding, and so a text's logits do not depend on what other slots hold.
+// rounded in ordinary decoding, at 32 tokens, and so with fewer slots than that a text's logits
+// do not depend on what other slots hold.
 func (d *Decoder) decodeApart(ctx context.Context) error {
 	before := make([]int, len(d.slots))
 	for i, s := range d.slots {

@@ -177,7 +177,7 @@ var optionTable = []Option{
 	{Name: "do_relative_scale", field: func(o *Options) any { return &o.DoRelativeScale },
 		Help: "measure each layer's vector, its lr and norms in units of 0.01 of the stream's norm at position 0 there, over √width; not with affine_rank"},
 	{Name: "optimizer", Choices: []string{optimizerAdam, optimizerLBFGS}, field: func(o *Options) any { return &o.Optimizer },
-		Help: "lbfgs takes fewer steps; it goes without noise, minibatches and satisfice"},
+		Help: "lbfgs takes far fewer steps on some models, and about as many on others; it goes without noise, minibatches and satisfice"},
 	{Name: "seed", values: from0, field: func(o *Options) any { return &o.Seed },
 		Help: "where random draws begin"},
 }

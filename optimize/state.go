@@ -22,7 +22,7 @@ type Keep func(encode func() ([]byte, error))
 // bit for bit what that run would have found, its times excepted. keep may be nil.
 //
 // It is an *InputError if the state is that of another job or model, or if the losses at the
-// start are not the very same, because weights, processor or program are others. A job's
+// start are not the very same, because weights, precision, processor or program are others. A job's
 // OutputObjective is the caller's to keep.
 func RunFrom(ctx context.Context, m *ggmlsteer.Model, job *Job, state []byte, keep Keep, progress func(Step)) (*Result, error) {
 	return runFrom(ctx, engine{m}, job, state, keep, progress)
@@ -107,7 +107,7 @@ func (d *descent) goOn(ctx context.Context, data []byte) error {
 	if now.loss != d.First.Loss || !reflect.DeepEqual(now.losses, d.First.Losses) {
 		return &loader.InputError{
 			Message: fmt.Sprintf("the interrupted run began with a loss of %v, and here the same start has %v", d.First.Loss, now.loss),
-			Hint:    "weights, processor or program are not the same; begin anew, or from the steering that it left, with --start",
+			Hint:    "weights, precision, processor or program are not the same; begin anew, or from the steering that it left, with --start",
 		}
 	}
 	return nil

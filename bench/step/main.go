@@ -3,8 +3,10 @@
 //
 //	go run ./bench/step -m MODEL [-layer 0] [-runs 9] JOB.yaml
 //
-// The forward pass is llama.cpp's ordinary prompt processing: logits after the last token only. It has every token of the step once, as the step has. A step is a
-// forward pass in float32 and a backward pass, through all blocks from the layer up.
+// The forward pass is ordinary prompt processing, on processors with AVX-512 in fixed point (see
+// docs/engine.md), with logits after the last token only. It has every token of the step once, as
+// the step has. A step is a forward pass in float32 and a backward pass, through all blocks from the
+// layer up.
 package main
 
 import (

@@ -64,21 +64,11 @@ earlier answers belong to the prompt. When the conversation outgrows the context
 			}
 			o.Seed = uint32(model.seed)
 			model.chat = true
-			active, err := readSteerings(steer)
-			if err != nil {
-				return err
-			}
-			if err := phase.apply(steer, active); err != nil {
-				return err
-			}
-			m, err := p.open(cmd.Context(), &model)
+			m, active, err := p.openSteered(cmd.Context(), &model, steer, &phase)
 			if err != nil {
 				return err
 			}
 			defer m.Close()
-			if err := fitSteerings(m, steer, active); err != nil {
-				return err
-			}
 			c := &conversation{program: p, model: m, flags: &model, options: o, steer: steer, active: active}
 			return c.run(cmd.Context())
 		},

@@ -48,23 +48,12 @@ negative one the other way; 1 is the vector as it is, and often too much.`,
 			if o.Stop, err = p.texts("--stop", o.Stop); err != nil {
 				return err
 			}
-			active, err := readSteerings(steer)
-			if err != nil {
-				return err
-			}
-			if err := phase.apply(steer, active); err != nil {
-				return err
-			}
-			precision := precision.or(ggmlsteer.Ordinary)
-			m, err := p.open(cmd.Context(), &model)
+			m, active, err := p.openSteered(cmd.Context(), &model, steer, &phase)
 			if err != nil {
 				return err
 			}
 			defer m.Close()
-			if err := fitSteerings(m, steer, active); err != nil {
-				return err
-			}
-			g := &generation{program: p, model: m, options: o, precision: precision, context: model.context(m)}
+			g := &generation{program: p, model: m, options: o, precision: precision.or(ggmlsteer.Ordinary), context: model.context(m)}
 			for i, text := range texts {
 				tokens, err := model.promptTokens(m, text)
 				if err != nil {

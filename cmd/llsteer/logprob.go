@@ -34,18 +34,11 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 			if err != nil {
 				return err
 			}
-			active, err := readSteerings(steer)
-			if err != nil {
-				return err
-			}
-			m, err := p.open(cmd.Context(), &model)
+			m, active, err := p.openSteered(cmd.Context(), &model, steer, nil)
 			if err != nil {
 				return err
 			}
 			defer m.Close()
-			if err := fitSteerings(m, steer, active); err != nil {
-				return err
-			}
 			promptTokens, err := model.promptTokens(m, prompt)
 			if err != nil {
 				return err

@@ -30,7 +30,7 @@ type measuredCompletion struct {
 	negative bool // steered the other way
 }
 
-// A sweeper measures steerings on the same texts, in float32.
+// A sweeper measures steerings on the same texts.
 type sweeper struct {
 	writer, reader *ggmlsteer.Decoder // steered
 	plain          *ggmlsteer.Decoder
@@ -40,7 +40,7 @@ type sweeper struct {
 }
 
 // newSweeper has room for continuations of prompts, and for the longest text.
-func newSweeper(m *ggmlsteer.Model, prompts [][]ggmlsteer.Token, neutral []ggmlsteer.Token, completions []measuredCompletion, tokens int) (*sweeper, error) {
+func newSweeper(m *ggmlsteer.Model, prompts [][]ggmlsteer.Token, neutral []ggmlsteer.Token, completions []measuredCompletion, tokens int, precision ggmlsteer.Precision) (*sweeper, error) {
 	start, err := m.Tokenize("", false)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func newSweeper(m *ggmlsteer.Model, prompts [][]ggmlsteer.Token, neutral []ggmls
 		context   int
 		sequences int
 	}{{&s.writer, write, min(maxBatch, len(prompts))}, {&s.reader, read, 1}, {&s.plain, max(read, len(start)+tokens), 1}} {
-		if *d.decoder, err = m.NewDecoder(ggmlsteer.DecoderOptions{Context: d.context, Sequences: d.sequences, Precision: ggmlsteer.F32}); err != nil {
+		if *d.decoder, err = m.NewDecoder(ggmlsteer.DecoderOptions{Context: d.context, Sequences: d.sequences, Precision: precision}); err != nil {
 			s.close()
 			return nil, err
 		}

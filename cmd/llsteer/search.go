@@ -37,18 +37,11 @@ probability of the last token or, with --total, of all tokens together.`,
 					return err
 				}
 			}
-			active, err := readSteerings(steer)
-			if err != nil {
-				return err
-			}
-			m, err := p.open(cmd.Context(), &model)
+			m, active, err := p.openSteered(cmd.Context(), &model, steer, nil)
 			if err != nil {
 				return err
 			}
 			defer m.Close()
-			if err := fitSteerings(m, steer, active); err != nil {
-				return err
-			}
 			tokens, err := model.searchTokens(m, "the prompt", prompt, o.Further)
 			if err != nil {
 				return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -40,6 +41,28 @@ func (f *phaseFlags) apply(specs []string, active []ggmlsteer.Active) error {
 		}
 	}
 	return nil
+}
+
+// openSteered opens the model with what -s names, in a phase; nil: every token is steered.
+func (p *program) openSteered(ctx context.Context, model *modelFlags, specs []string, phase *phaseFlags) (*ggmlsteer.Model, []ggmlsteer.Active, error) {
+	active, err := readSteerings(specs)
+	if err != nil {
+		return nil, nil, err
+	}
+	if phase != nil {
+		if err := phase.apply(specs, active); err != nil {
+			return nil, nil, err
+		}
+	}
+	m, err := p.open(ctx, model)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := fitSteerings(m, specs, active); err != nil {
+		m.Close()
+		return nil, nil, err
+	}
+	return m, active, nil
 }
 
 // readSteerings reads what -s names.

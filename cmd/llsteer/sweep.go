@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/llsteer/llsteer/ggmlsteer"
 	"github.com/llsteer/llsteer/loader"
 	"github.com/llsteer/llsteer/optimize"
 	"github.com/spf13/cobra"
@@ -28,12 +29,12 @@ type sweepFlags struct {
 	promptsFile, reversePrompts string
 	neutral                     []string
 	tokens                      int
+	precision                   precision
 }
 
 func (p *program) sweep() *cobra.Command {
 	var f sweepFlags
 	var plot string
-	var precision precision
 	cmd := &cobra.Command{
 		Use:   "sweep -m MODEL -s FILE... [--strengths S]... [-p PROMPT]...",
 		Short: "what each strength of a steering does, and which to use",
@@ -81,7 +82,7 @@ does most of what can be done while the texts stay readable.`,
 		countVar(flags, &f.tokens, "n-predict", "n", 40, 1, math.MaxInt32, "most tokens of a continuation")
 		flags.StringVar(&plot, "plot", "", "draw it into `FILE`, as SVG")
 		completeFiles(flags, "plot", "svg")
-		addPrecision(flags, &precision, precisionF32)
+		addPrecision(flags, &f.precision, precisionF32)
 	})
 	f.model.add(cmd)
 	return cmd
@@ -127,7 +128,7 @@ func (p *program) runSweep(ctx context.Context, f *sweepFlags) (*sweepResult, er
 		return nil, err
 	}
 	defer m.Close()
-	s, err := newSweeper(m, slices.Concat(in.prompts[0], in.prompts[1]), in.neutral, slices.Concat(in.completions...), f.tokens)
+	s, err := newSweeper(m, slices.Concat(in.prompts[0], in.prompts[1]), in.neutral, slices.Concat(in.completions...), f.tokens, f.precision.or(ggmlsteer.F32))
 	if err != nil {
 		return nil, err
 	}

@@ -134,7 +134,7 @@ func TestMeasure(t *testing.T) {
 	for i, prompt := range []string{"The color", "El color", "The king", "El rey"} {
 		completions = append(completions, measuredCompletion{tokenize(prompt + " is es the old"), len(tokenize(prompt)), i < 3, i%2 == 1})
 	}
-	s, err := newSweeper(m, prompts, neutral, completions, length)
+	s, err := newSweeper(m, prompts, neutral, completions, length, ggmlsteer.F32)
 	require.NoError(t, err)
 	defer s.close()
 

@@ -1,6 +1,5 @@
 #include "fixed.h"
 
-#include <cmath>
 #include <cstring>
 
 namespace {

@@ -1,6 +1,5 @@
 // Matrix products with frozen weights for ggml's CPU backend: weights of any
-// type, in one of two precisions, with the same code for a token alone and for
-// a token among others. ggml's own kernels round the activations to 8 bits for
+// type, in one of two precisions. ggml's own kernels round the activations to 8 bits for
 // quantized weights, and in the backward pass dequantize each row of weights
 // anew for every token.
 //
@@ -21,8 +20,8 @@
 // ids, g has m first, as the gradient there.
 //
 // An element of y depends on its row or column of W and its column of x or g
-// alone: the bits are the same for any number of threads, and for a token alone
-// as for a token among others. NaN and infinity are not skipped.
+// alone: in a precision, the bits are the same for any number of threads, and for
+// a token alone as for a token among others. NaN and infinity are not skipped.
 #pragma once
 
 #include "ggml.h"

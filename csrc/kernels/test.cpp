@@ -3,6 +3,7 @@
 #include "dequantize.h"
 #include "fixed.h"
 #include "gelu.h"
+#include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "lanes.h"
 #include "products.h"
@@ -410,6 +411,27 @@ void test_empty_sum() {
     check(same_bits(result(y), std::vector<float>(20, 0.0f)), "out_prod of no rows is not 0");
 }
 
+// A prompt's products with quantized weights, whatever their precision.
+void test_prompts() {
+    context c;
+    ggml_backend_buffer buffer = {};
+    buffer.usage = GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+    ggml_tensor * w = random_tensor(c, GGML_TYPE_Q8_0, 320, 70), * x = random_tensor(c, GGML_TYPE_F32, 320, 32);
+    w->buffer = &buffer;
+    ggml_tensor * prompt = ggml_mul_mat(c, w, x);
+#if defined(__AVX512BW__)
+    compute(prompt, 2);
+    const std::vector<float> found = result(prompt);
+    compute(in(GGML_PREC_FIXED, prompt), 2);
+    check(same_bits(found, result(prompt)), "a prompt is not in fixed point");
+    check(!llsteer_product_takes(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F32, 320, 31))), "takes few columns of no precision");
+    check(!llsteer_product_takes(in(GGML_PREC_F32, ggml_mul_mat(c, w, x))), "takes another precision");
+    buffer.usage = GGML_BACKEND_BUFFER_USAGE_ANY;
+    in(GGML_PREC_DEFAULT, prompt);
+#endif
+    check(!llsteer_product_takes(prompt), "takes what are no weights");
+}
+
 void test_what_is_taken() {
     context c;
     ggml_tensor * w = random_tensor(c, GGML_TYPE_Q8_0, 64, 32), * x = random_tensor(c, GGML_TYPE_F32, 64, 3);
@@ -645,6 +667,7 @@ int main(int argc, char ** argv) {
     }
     test_empty_sum();
     test_what_is_taken();
+    test_prompts();
     printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 && passed > 0 ? 0 : 1;
 }

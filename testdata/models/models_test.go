@@ -232,7 +232,7 @@ func TestGradients(t *testing.T) {
 	}
 }
 
-// One optimization step takes at most five of llama.cpp's forward passes over
+// One optimization step in float32 takes at most five of ordinary forward passes over
 // the same tokens, with all blocks in it; and is not so fast that it cannot be true.
 func TestStepTime(t *testing.T) {
 	const most = 5
