@@ -92,7 +92,9 @@ int32_t steer_chat(const steer_model * model, const char * const * roles, const 
 //
 // with the strengths s_k and s_j given for each token of each sequence. Prefixes
 // that agree in tokens and strengths are computed once, and what no parameter
-// reaches is computed once for the session's life.
+// reaches is computed once for the session's life. What would take more memory than it
+// may is computed in parts. Where these have long prompts in common or are long themselves, their
+// activations are computed once more for the gradient, block by block: the same bits.
 
 typedef struct steer_session steer_session;
 
@@ -104,6 +106,7 @@ typedef struct {
     double  coldness;        // p = softmax(coldness*logits)
     int32_t observed_layer;  // a layer whose input is observed as well, steered by the layers below it; -1: none
     steer_precision precision; // not STEER_ORDINARY
+    double  memory;          // about how many bytes activations may take: see below; 0: 1.5e9
 } steer_session_options;
 
 typedef struct {

@@ -306,6 +306,9 @@ func (t *trial) check(m *Model, layers []int) error {
 	if !(norm > 1e-3) {
 		return fmt.Errorf("the gradient is %v: nothing to compare", norm)
 	}
+	if err := sameInLittleMemory(m, layers, sequences, at, weights, probs, gradient); err != nil {
+		return err
+	}
 	for _, direction := range [][]Operation{gradient, likeAtRandom(random, gradient)} {
 		length, best := normOf(direction), math.Inf(1)
 		for _, h := range steps {
@@ -326,6 +329,35 @@ func (t *trial) check(m *Model, layers []int) error {
 			}
 		}
 		t.Error = most(t.Error, best)
+	}
+	return nil
+}
+
+// sameInLittleMemory is an error unless a session that computes everything in parts, and twice
+// for the gradient, finds the same: but for the order in which the parts' gradients are added.
+func sameInLittleMemory(m *Model, layers []int, sequences []Sequence, at []Operation, weights [][]float64, probs [][]Prob, gradient []Operation) error {
+	s, err := m.NewSession(SessionOptions{Layers: layers, Vectors: 1, Coldness: 1, Memory: 1}, sequences)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	found, err := s.Forward(context.Background(), at)
+	if err != nil {
+		return err
+	}
+	for i := range probs {
+		for j := range probs[i] {
+			if off := math.Abs(found[i][j].Log - probs[i][j].Log); !(off <= logProbTolerance) {
+				return fmt.Errorf("in little memory, log p of target %d of sequence %d is off by %v", j, i, off)
+			}
+		}
+	}
+	other, err := s.Backward(context.Background(), weights)
+	if err != nil {
+		return err
+	}
+	if off := normOf(moved(other, gradient, -1)) / normOf(gradient); !(off <= gradientTolerance) {
+		return fmt.Errorf("in little memory the gradient is off by %v of its norm", off)
 	}
 	return nil
 }

@@ -77,7 +77,7 @@ func (m *Model) NewSession(o SessionOptions, seqs []Sequence) (*Session, error) 
 	options := C.steer_session_options{
 		layers: unsafe.SliceData(layers), n_layers: C.int32_t(len(o.Layers)),
 		n_vectors: C.int32_t(o.Vectors), rank: C.int32_t(o.Rank), coldness: C.double(o.Coldness), observed_layer: -1,
-		precision: C.steer_precision(max(F32, o.Precision)),
+		precision: C.steer_precision(max(F32, o.Precision)), memory: C.double(o.Memory),
 	}
 	if o.Observed != nil {
 		if *o.Observed < 0 {

@@ -83,6 +83,10 @@ type SessionOptions struct {
 	Observed *int
 	// Precision is F32 or BF16; Ordinary stands for F32.
 	Precision Precision
+	// Memory is about how many bytes the activations may take; 0 stands for 1.5e9. What takes
+	// more is computed in parts, and where these share long prompts or are long themselves,
+	// once more for the gradient. A single long sequence may need more all the same.
+	Memory float64
 }
 
 // Active is a steering in use: which, how strongly, and at which tokens of a text. A

@@ -1,0 +1,119 @@
+// What a session computes. llama.cpp's graph of a batch is cut where the final hidden
+// states go into the head:
+//
+//   graph  tokens -> hidden states of those tokens whose logits are wanted
+//   head   a block of hidden states -> logits over the whole vocabulary
+//
+// so that there are never more logits in memory than a block has.
+#pragma once
+
+#include "internal.h"
+#include "tree.h"
+
+#include "ggml-alloc.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+
+#include <memory>
+#include <vector>
+
+// What the graphs of a session have in common.
+struct graph_base {
+    const steer_model & model;
+    ggml_prec prec;
+    steer_backend backend;
+    llama_cparams cparams;
+    llama_adapter_cvec  no_cvec;
+    llama_adapter_loras no_loras;
+    llama_cross         no_cross;
+    ggml_gallocr_t allocator; // of the batches' graphs
+
+    graph_base(const steer_model & m, int32_t n_ctx, steer_precision precision);
+    ~graph_base() { ggml_gallocr_free(allocator); }
+    graph_base(const graph_base &) = delete;
+};
+
+// llama.cpp's graph of a batch or a part of it, and the backward nodes behind it.
+class computation {
+public:
+    computation(const computation &) = delete;
+
+protected:
+    computation(graph_base & base, const tree & tokens, const llama_adapter_steer & steer, int32_t n_outputs);
+    ~computation();
+
+    // Appends the backward nodes. The gradients of these tensors become inputs, which are returned.
+    std::vector<ggml_tensor *> differentiate(const std::vector<ggml_tensor *> & of);
+
+    // Gives tensors a buffer of their own, which computing does not reuse.
+    void keep(const std::vector<ggml_tensor *> & tensors);
+
+    // nodes [begin, end)
+    void compute(int begin, int end);
+
+    graph_base & base;
+    llama_adapter_steer steer;
+    llama_ubatch ubatch;
+    std::unique_ptr<llm_graph_result> result;
+    std::vector<ggml_tensor *> attended; // what the blocks' attentions give, before their output matrix
+    ggml_cgraph * nodes = nullptr;
+    int n_forward = 0, n_nodes = 0;
+    ggml_backend_buffer_t kept = nullptr;
+};
+
+class graph : computation {
+public:
+    // observed: the layer whose input is observed, or -1
+    graph(graph_base & base, tree && tokens, const llama_adapter_steer & steer, int32_t observed);
+
+    // The residual stream at the input of a layer, of all tokens, steered.
+    ggml_tensor * layer_input(int32_t layer) const;
+
+    // Appends the backward nodes. twice: activations are not kept for them, but computed
+    // again from checkpoints, block by block. The same bits, in less memory.
+    void differentiate(bool twice);
+    ggml_tensor * gradient(const ggml_tensor * param) const { return ggml_graph_get_grad(nodes, param); }
+
+    // Decides what outlives a computation: inputs, outputs, their gradients, and where a
+    // constant part borders on the rest. To be called once, before forward.
+    void settle(const std::vector<ggml_tensor *> & outputs);
+
+    // The allocator's memory is about to be used by another graph.
+    void leave();
+
+    void forward();
+    void backward();
+
+    int32_t n_rows() const { return outputs.size(); }
+    float * row(ggml_tensor * of_hidden, int32_t i) const; // the i-th token's whose logits are wanted
+
+    tree tokens;
+    ggml_tensor * hidden   = nullptr; // final hidden states
+    ggml_tensor * stream   = nullptr; // observed, [n_embd, n_tokens]
+    ggml_tensor * d_hidden = nullptr;
+    ggml_tensor * d_stream = nullptr;
+
+private:
+    void compute_twice();
+
+    std::vector<int32_t> outputs; // the tokens whose logits are wanted
+    int n_constant = 0;
+    bool allocated = false, constant_done = false;
+};
+
+class head : computation {
+public:
+    head(graph_base & base, int32_t n_rows, bool differentiable);
+    ~head() { ggml_gallocr_free(allocator); }
+
+    void forward() { compute(0, n_forward); }
+    void backward() { compute(n_forward, n_nodes); }
+
+    ggml_tensor * hidden   = nullptr; // [n_embd, n_rows]
+    ggml_tensor * logits   = nullptr; // [n_vocab, n_rows]
+    ggml_tensor * d_logits = nullptr;
+    ggml_tensor * d_hidden = nullptr;
+
+private:
+    ggml_gallocr_t allocator;
+};
