@@ -444,7 +444,7 @@ head::head(graph_base & base, int32_t n_rows, bool differentiable) : computation
     n_forward = n_nodes = ggml_graph_n_nodes(nodes);
     ggml_graph_set_prec(nodes, base.prec);
     for (int i = 0; i < nodes->n_leafs; ++i) {
-        if (nodes->leafs[i] != hidden && !nodes->leafs[i]->buffer) {
+        if (nodes->leafs[i] != hidden && (nodes->leafs[i]->flags & GGML_TENSOR_FLAG_INPUT)) {
             steer_throw(STEER_BAD_INPUT, NO_HIDDEN, llm_arch_name(base.model.model->arch));
         }
     }
