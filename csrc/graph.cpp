@@ -109,10 +109,9 @@ void check_architecture(const steer_model & m, llama_context * context) {
 
 // Sessions compute on the CPU, in whose memory the weights have to be.
 void check_on_cpu(const steer_model & m) {
-    for (const auto & named : m.model->tensors_by_name) {
-        if (named.second->buffer && !ggml_backend_buffer_is_host(named.second->buffer)) {
-            steer_throw(STEER_BAD_INPUT, "gradients and exact probabilities are computed on the CPU, and %s is on %s: open the model with 0 GPU layers", named.first.c_str(), ggml_backend_buffer_name(named.second->buffer));
-        }
+    const char * memory;
+    if (const char * name = steer_off_cpu(m, &memory)) {
+        steer_throw(STEER_BAD_INPUT, "gradients and exact probabilities are computed on the CPU, and %s is on %s: open the model with 0 GPU layers", name, memory);
     }
 }
 

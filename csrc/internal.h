@@ -15,6 +15,13 @@
 #include <stdexcept>
 #include <string>
 
+// clones of a function for the processors that matter, chosen when the library is loaded
+#if defined(__x86_64__) && defined(__linux__)
+#define STEER_PROCESSORS __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define STEER_PROCESSORS
+#endif
+
 struct steer_model {
     llama_model * model = nullptr;
     int32_t threads = 1;
@@ -72,6 +79,9 @@ struct steer_backend {
     // computations end early once *cancel is not 0; nullptr: never
     void set_cancel(const int32_t * cancel);
 };
+
+// The name of a weight in another memory than the CPU's, with that memory's; or null.
+const char * steer_off_cpu(const steer_model & model, const char ** memory = nullptr);
 
 // The blocks that a text goes through: some models end with blocks for predicting ahead.
 int32_t steer_n_layer(const steer_model & model);

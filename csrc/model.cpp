@@ -148,6 +148,19 @@ void steer_model_info(const steer_model * m, steer_info * info) {
     info->has_chat_template = llama_model_chat_template(m->model, nullptr) != nullptr;
 }
 
+const char * steer_off_cpu(const steer_model & m, const char ** memory) {
+    for (const auto & named : m.model->tensors_by_name) {
+        ggml_backend_buffer_t buffer = named.second->buffer;
+        if (buffer && !ggml_backend_buffer_is_host(buffer)) {
+            if (memory) {
+                *memory = ggml_backend_buffer_name(buffer);
+            }
+            return named.first.c_str();
+        }
+    }
+    return nullptr;
+}
+
 int32_t steer_n_layer(const steer_model & m) {
     return llama_model_n_layer(m.model) - m.model->hparams.nextn_predict_layers;
 }

@@ -1,5 +1,7 @@
 #include "softmax.h"
 
+#include "internal.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,16 +9,9 @@
 #include <thread>
 #include <vector>
 
-// clones for the processors that matter, chosen when the library is loaded
-#if defined(__x86_64__) && defined(__linux__)
-#define FOR_PROCESSORS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_PROCESSORS
-#endif
-
 // e[i] = exp(k*(z[i] - max)) for arguments up to 0, 2e-7 relative; 0 below -87.
 // Written so that compilers vectorize it.
-FOR_PROCESSORS
+STEER_PROCESSORS
 static void exp_all(const float * z, float * e, int64_t n, float k, float max) {
     constexpr int BLOCK = 64;
     for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
@@ -47,7 +42,7 @@ static void exp_all(const float * z, float * e, int64_t n, float k, float max) {
     }
 }
 
-FOR_PROCESSORS
+STEER_PROCESSORS
 static double sum_of(const float * e, int64_t n) {
     constexpr int LANES = 16;
     double lanes[LANES] = {};
