@@ -4,6 +4,7 @@
 #
 #   patches.sh source DIR   bring DIR up to date: module + patches, files only
 #                           (a file that is right already keeps its time)
+#   patches.sh pristine DIR the module without the patches, in a new or empty folder
 #   patches.sh edit DIR     make DIR a git repository with one commit for each
 #                           patch, to change them in
 #   patches.sh save DIR     write the commits of DIR back as patches
@@ -26,7 +27,7 @@ pristine() {
 
 command=${1:-}
 dir=${2:-}
-[ -n "$dir" ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
+[ -n "$dir" ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 
@@ -49,9 +50,10 @@ source)
     done
     rm -rf "$new"
     ;;
-edit)
+pristine | edit)
     [ -z "$(ls -A "$dir")" ] || { echo "patches.sh: $dir is not empty" >&2; exit 2; }
     pristine "$dir"
+    [ "$command" = edit ] || exit 0
     cd "$dir"
     git init -q
     git config user.name llsteer
@@ -73,7 +75,7 @@ save)
     ls "$here"/*.patch
     ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac
