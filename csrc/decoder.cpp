@@ -73,8 +73,11 @@ struct steer_decoder {
 
     // the steering in use, and the leaves that hold its numbers
     llama_adapter_steer steer;
-    ggml_context * leaves = nullptr;
-    ggml_backend_buffer_t buffer = nullptr;
+    struct leaves {
+        ggml_context * context;
+        ggml_backend_buffer_t buffer;
+    };
+    std::map<ggml_backend_dev_t, leaves> of_device;
     int32_t n_strengths = 0;
 
     std::vector<llama_pos> position; // of each sequence's next token
@@ -126,10 +129,11 @@ struct steer_decoder {
     }
 
     void forget_steering() {
-        ggml_backend_buffer_free(buffer);
-        ggml_free(leaves);
-        buffer = nullptr;
-        leaves = nullptr;
+        for (const auto & device : of_device) {
+            ggml_backend_buffer_free(device.second.buffer);
+            ggml_free(device.second.context);
+        }
+        of_device.clear();
         steer.ops.clear();
         n_strengths = 0;
     }
@@ -172,10 +176,14 @@ steer_status steer_decoder_steer(steer_decoder * d, const steer_operation * oper
             return;
         }
         const int64_t n_embd = d->model.model->hparams.n_embd;
-        d->leaves = ggml_init({ 3*n*ggml_tensor_overhead(), nullptr, true });
-        auto leaf = [&](int64_t rows) { return rows ? ggml_new_tensor_2d(d->leaves, GGML_TYPE_F32, n_embd, rows) : nullptr; };
         for (int32_t i = 0; i < n; ++i) {
             const steer_operation & o = operations[i];
+            // each where its block is computed
+            auto & leaves = d->of_device[d->model.model->dev_layer(std::min(o.layer, steer_n_layer(d->model) - 1))];
+            if (!leaves.context) {
+                leaves.context = ggml_init({ 3*n*ggml_tensor_overhead(), nullptr, true });
+            }
+            auto leaf = [&](int64_t rows) { return rows ? ggml_new_tensor_2d(leaves.context, GGML_TYPE_F32, n_embd, rows) : nullptr; };
             auto & op = d->steer.ops[o.layer];
             op.vectors = leaf(o.n_vectors);
             op.left    = leaf(o.rank);
@@ -183,9 +191,11 @@ steer_status steer_decoder_steer(steer_decoder * d, const steer_operation * oper
             op.s_vectors.assign(o.s_vectors, o.s_vectors + o.n_vectors);
             op.s_rows.assign(o.s_rows, o.s_rows + o.rank);
         }
-        d->buffer = ggml_backend_alloc_ctx_tensors_from_buft(d->leaves, ggml_backend_dev_buffer_type(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
-        if (!d->buffer) {
-            throw std::bad_alloc();
+        for (auto & device : d->of_device) {
+            device.second.buffer = ggml_backend_alloc_ctx_tensors_from_buft(device.second.context, ggml_backend_dev_buffer_type(device.first));
+            if (!device.second.buffer) {
+                throw std::bad_alloc();
+            }
         }
         for (int32_t i = 0; i < n; ++i) {
             const steer_operation & o = operations[i];

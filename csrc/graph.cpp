@@ -107,18 +107,9 @@ void check_architecture(const steer_model & m, llama_context * context) {
     }
 }
 
-// Sessions compute on the CPU, in whose memory the weights have to be.
-void check_on_cpu(const steer_model & m) {
-    const char * memory;
-    if (const char * name = steer_off_cpu(m, &memory)) {
-        steer_throw(STEER_BAD_INPUT, "gradients and exact probabilities are computed on the CPU, and %s is on %s: open the model with 0 GPU layers", name, memory);
-    }
-}
-
 } // namespace
 
-graph_base::graph_base(const steer_model & m, int32_t n_ctx, steer_precision precision) : model(m), prec(steer_prec(precision)), backend(m.threads) {
-    check_on_cpu(m);
+graph_base::graph_base(const steer_model & m, int32_t n_ctx, steer_precision precision) : model(m), prec(steer_prec(precision)), devices(m) {
     llama_context * context = steer_context(m, n_ctx, 1, true);
     cparams = context->get_cparams();
     try {
@@ -130,7 +121,7 @@ graph_base::graph_base(const steer_model & m, int32_t n_ctx, steer_precision pre
     llama_free(context);
     cparams.embeddings = false;
     no_cross.n_embd = m.model->hparams.n_embd;
-    allocator = ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.backend));
+    allocator = devices.new_allocator();
 }
 
 // ---- computation ---------------------------------------------------------------
@@ -143,7 +134,7 @@ computation::computation(graph_base & base, const tree & tokens, const llama_ada
     const size_t n_max = 8192 + 64*(model.tensors_by_name.size() + model.hparams.n_layer*(tokens.nodes.size()/256));
     result = std::make_unique<llm_graph_result>(n_max);
     llm_graph_params params = {
-        model.arch, model.hparams, base.cparams, ubatch, LLM_GRAPH_TYPE_DEFAULT, nullptr, base.backend.backend,
+        model.arch, model.hparams, base.cparams, ubatch, LLM_GRAPH_TYPE_DEFAULT, nullptr, base.devices.backends.back(),
         &base.no_cvec, &base.no_loras, nullptr, &base.no_cross, (uint32_t) n_outputs,
         [this](const llama_ubatch &, ggml_tensor * t, const char * name, int il) {
             if (il >= 0) {
@@ -161,7 +152,9 @@ computation::computation(graph_base & base, const tree & tokens, const llama_ada
 }
 
 computation::~computation() {
-    ggml_backend_buffer_free(kept);
+    for (ggml_backend_buffer_t buffer : kept) {
+        ggml_backend_buffer_free(buffer);
+    }
 }
 
 std::vector<ggml_tensor *> computation::differentiate(const std::vector<ggml_tensor *> & of) {
@@ -173,10 +166,10 @@ std::vector<ggml_tensor *> computation::differentiate(const std::vector<ggml_ten
     ggml_build_backward_expand(result->get_ctx(), nodes, nullptr);
     n_nodes = ggml_graph_n_nodes(nodes);
     ggml_graph_set_prec(nodes, base.prec);
-    // what the backend cannot compute: it would abort
+    // what no device can compute: it would abort
     for (int i = 0; i < n_nodes; ++i) {
         const ggml_tensor * t = nodes->nodes[i];
-        if (!ggml_backend_supports_op(base.backend.backend, t)) {
+        if (!base.devices.support(t)) {
             steer_throw(STEER_BAD_INPUT, "models of architecture %s have no gradient here: the backend cannot compute %s of %s", llm_arch_name(base.model.model->arch), ggml_op_desc(t), t->src[0] ? ggml_type_name(t->src[0]->type) : "nothing");
         }
     }
@@ -188,35 +181,29 @@ std::vector<ggml_tensor *> computation::differentiate(const std::vector<ggml_ten
     return gradients;
 }
 
-void computation::keep(const std::vector<ggml_tensor *> & tensors) {
-    ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(base.backend.backend);
-    const size_t align = ggml_backend_buft_get_alignment(type);
-    size_t size = 0;
-    for (ggml_tensor * t : tensors) {
-        size += GGML_PAD(ggml_backend_buft_get_alloc_size(type, t), align);
-    }
-    kept = ggml_backend_buft_alloc_buffer(type, size);
-    if (!kept) {
-        throw std::bad_alloc();
-    }
-    char * at = (char *) ggml_backend_buffer_get_base(kept);
-    for (ggml_tensor * t : tensors) {
-        ggml_backend_tensor_alloc(kept, t, at);
-        at += GGML_PAD(ggml_backend_buft_get_alloc_size(type, t), align);
-    }
-}
-
-void computation::compute(int begin, int end) {
-    if (begin == end) {
-        return;
-    }
-    ggml_cgraph part = ggml_graph_view(nodes, begin, end);
-    const ggml_status status = ggml_backend_graph_compute(base.backend.backend, &part);
-    if (status == GGML_STATUS_ABORTED) {
-        steer_throw(STEER_CANCELLED, "cancelled");
-    }
-    if (status != GGML_STATUS_SUCCESS) {
-        steer_throw(STEER_FAILED, "the computation failed (ggml status %d)", status);
+void computation::settle(const std::vector<ggml_tensor *> & lasting, int n_constant) {
+    placement = std::make_unique<steer_placement>(base.devices, nodes, std::vector<int>{ n_constant, n_forward, n_nodes }, 1);
+    for (size_t device = 0; device < base.devices.backends.size(); ++device) {
+        ggml_backend_buffer_type_t type = base.devices.memory(device);
+        const size_t align = ggml_backend_buft_get_alignment(type);
+        std::vector<ggml_tensor *> tensors;
+        size_t size = 0;
+        for (ggml_tensor * t : lasting) {
+            if (!t->buffer && placement->of(t) == (int) device) {
+                tensors.push_back(t);
+                size += GGML_PAD(ggml_backend_buft_get_alloc_size(type, t), align);
+            }
+        }
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(type, size);
+        if (!buffer) {
+            throw std::bad_alloc();
+        }
+        kept.push_back(buffer);
+        char * at = (char *) ggml_backend_buffer_get_base(buffer);
+        for (ggml_tensor * t : tensors) {
+            ggml_backend_tensor_alloc(buffer, t, at);
+            at += GGML_PAD(ggml_backend_buft_get_alloc_size(type, t), align);
+        }
     }
 }
 
@@ -243,9 +230,9 @@ graph::graph(graph_base & base, tree && t, const llama_adapter_steer & steer, in
     }
 }
 
-float * graph::row(ggml_tensor * t, int32_t i) const {
+size_t graph::row(int32_t i) const {
     // in a few architectures all tokens have hidden states
-    return (float *) t->data + t->ne[0]*(ggml_nrows(t) == n_rows() ? i : outputs[i]);
+    return hidden->ne[0]*(ggml_nrows(hidden) == n_rows() ? i : outputs[i]);
 }
 
 ggml_tensor * graph::layer_input(int32_t layer) const {
@@ -376,44 +363,30 @@ void graph::settle(const std::vector<ggml_tensor *> & outputs) {
             last(d);
         }
     }
-    keep(lasting);
+    computation::settle(lasting, n_constant);
     result->set_inputs(&ubatch);
 }
 
-// only the allocator's buffers are of this usage
-static void leave_buffer(ggml_tensor * t) {
-    const ggml_tensor * owner = t->view_src ? t->view_src : t;
-    if (!owner->buffer || ggml_backend_buffer_get_usage(owner->buffer) == GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
-        t->data   = nullptr;
-        t->buffer = nullptr;
-    }
-}
-
 void graph::leave() {
-    for (int i = 0; i < n_nodes; ++i) {
-        leave_buffer(nodes->nodes[i]);
-    }
-    for (int i = 0; i < nodes->n_leafs; ++i) {
-        leave_buffer(nodes->leafs[i]);
-    }
+    placement->forget();
     allocated = false;
 }
 
 void graph::forward() {
     if (!allocated) {
-        if (!ggml_gallocr_alloc_graph(base.allocator, nodes)) {
+        if (!placement->allocate(base.allocator)) {
             throw std::bad_alloc();
         }
         allocated = true;
     }
     if (!constant_done) {
-        compute(0, n_constant);
+        placement->compute(0, n_constant);
         constant_done = true;
     }
-    compute(n_constant, n_forward);
+    placement->compute(n_constant, n_forward);
 }
 
-void graph::backward() { compute(n_forward, n_nodes); }
+void graph::backward() { placement->compute(n_forward, n_nodes); }
 
 // ---- head ------------------------------------------------------------------------
 
@@ -454,10 +427,10 @@ head::head(graph_base & base, int32_t n_rows, bool differentiable) : computation
         d_hidden->flags |= GGML_TENSOR_FLAG_OUTPUT;
         lasting.push_back(d_logits);
     }
-    keep(lasting);
+    settle(lasting, 0);
     memset(hidden->data, 0, ggml_nbytes(hidden));
-    allocator = ggml_gallocr_new(ggml_backend_get_default_buffer_type(base.backend.backend));
-    if (!ggml_gallocr_alloc_graph(allocator, nodes)) {
+    allocator = base.devices.new_allocator();
+    if (!placement->allocate(allocator)) {
         ggml_gallocr_free(allocator);
         throw std::bad_alloc();
     }

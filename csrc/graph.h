@@ -7,10 +7,9 @@
 // so that there are never more logits in memory than a block has.
 #pragma once
 
-#include "internal.h"
+#include "devices.h"
 #include "tree.h"
 
-#include "ggml-alloc.h"
 #include "llama-context.h"
 #include "llama-graph.h"
 
@@ -21,7 +20,7 @@
 struct graph_base {
     const steer_model & model;
     ggml_prec prec;
-    steer_backend backend;
+    steer_devices devices;
     llama_cparams cparams;
     llama_adapter_cvec  no_cvec;
     llama_adapter_loras no_loras;
@@ -45,11 +44,9 @@ protected:
     // Appends the backward nodes. The gradients of these tensors become inputs, which are returned.
     std::vector<ggml_tensor *> differentiate(const std::vector<ggml_tensor *> & of);
 
-    // Gives tensors a buffer of their own, which computing does not reuse.
-    void keep(const std::vector<ggml_tensor *> & tensors);
-
-    // nodes [begin, end)
-    void compute(int begin, int end);
+    // Decides where the nodes are computed, in their final order, and gives these tensors buffers
+    // of their own, which computing does not reuse. The first n_constant nodes are computed once.
+    void settle(const std::vector<ggml_tensor *> & lasting, int n_constant);
 
     graph_base & base;
     llama_adapter_steer steer;
@@ -58,7 +55,8 @@ protected:
     std::vector<ggml_tensor *> attended; // what the blocks' attentions give, before their output matrix
     ggml_cgraph * nodes = nullptr;
     int n_forward = 0, n_nodes = 0;
-    ggml_backend_buffer_t kept = nullptr;
+    std::unique_ptr<steer_placement> placement;
+    std::vector<ggml_backend_buffer_t> kept;
 };
 
 class graph : computation {
@@ -85,7 +83,9 @@ public:
     void backward();
 
     int32_t n_rows() const { return outputs.size(); }
-    float * row(ggml_tensor * of_hidden, int32_t i) const; // the i-th token's whose logits are wanted
+    size_t row(int32_t i) const; // where in the hidden states that of the i-th token begins whose logits are wanted
+
+    std::string describe() const { return placement->describe(); }
 
     tree tokens;
     ggml_tensor * hidden   = nullptr; // final hidden states
@@ -106,8 +106,9 @@ public:
     head(graph_base & base, int32_t n_rows, bool differentiable);
     ~head() { ggml_gallocr_free(allocator); }
 
-    void forward() { compute(0, n_forward); }
-    void backward() { compute(n_forward, n_nodes); }
+    void forward() { placement->compute(0, n_forward); }
+    void backward() { placement->compute(n_forward, n_nodes); }
+    std::string describe() const { return placement->describe(); }
 
     ggml_tensor * hidden   = nullptr; // [n_embd, n_rows]
     ggml_tensor * logits   = nullptr; // [n_vocab, n_rows]

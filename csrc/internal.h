@@ -25,6 +25,7 @@
 struct steer_model {
     llama_model * model = nullptr;
     int32_t threads = 1;
+    std::string no_gpu; // why there is none, where one was asked for
 
     ~steer_model() { llama_model_free(model); }
 };
@@ -80,8 +81,8 @@ struct steer_backend {
     void set_cancel(const int32_t * cancel);
 };
 
-// The name of a weight in another memory than the CPU's, with that memory's; or null.
-const char * steer_off_cpu(const steer_model & model, const char ** memory = nullptr);
+// Is a weight in another memory than the CPU's?
+bool steer_off_cpu(const steer_model & model);
 
 // The blocks that a text goes through: some models end with blocks for predicting ahead.
 int32_t steer_n_layer(const steer_model & model);

@@ -1,5 +1,6 @@
 #include "internal.h"
 
+#include "ggml-backend-impl.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -51,7 +52,18 @@ std::string steer_take_log() {
 
 // ---- backends --------------------------------------------------------------
 
-static void load_backends(const char * folder) {
+static std::string modules_folder(const char * folder) {
+    std::string path = folder ? folder : "";
+    Dl_info self;
+    if (path.empty() && dladdr((const void *) modules_folder, &self)) {
+        path = self.dli_fname;
+        const size_t slash = path.rfind('/');
+        path = slash == std::string::npos ? "." : path.substr(0, slash);
+    }
+    return path;
+}
+
+static void load_cpu(const std::string & folder) {
     static std::once_flag once;
     std::call_once(once, [&] {
         llama_log_set(keep_errors, nullptr);
@@ -62,19 +74,43 @@ static void load_backends(const char * folder) {
         if (!getenv("OMP_WAIT_POLICY")) {
             setenv("GOMP_SPINCOUNT", "1000", 0);
         }
-        std::string path = folder ? folder : "";
-        Dl_info self;
-        if (path.empty() && dladdr((const void *) load_backends, &self)) {
-            path = self.dli_fname;
-            const size_t slash = path.rfind('/');
-            path = slash == std::string::npos ? "." : path.substr(0, slash);
-        }
-        ggml_backend_load_all_from_path(path.c_str());
+        ggml_backend_load_named("cpu", folder.c_str());
         llama_backend_init();
     });
     if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) {
         steer_throw(STEER_FAILED, "no ggml CPU backend for this processor lies beside the library (libggml-cpu-*.so; `make release` builds those for all processors)");
     }
+}
+
+static bool is_gpu(ggml_backend_dev_t device) {
+    const auto type = ggml_backend_dev_type(device);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+static bool gpu_device() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        if (is_gpu(ggml_backend_dev_get(i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The module for GPUs, when the first model asks for one: starting CUDA takes time. Returns why there
+// is no GPU, or nothing.
+static std::string load_gpu(const std::string & folder) {
+    static std::once_flag once;
+    static std::string why;
+    std::call_once(once, [&] {
+        steer_take_log();
+        ggml_backend_reg_t reg = ggml_backend_load_named("cuda", folder.c_str());
+        if (const char * path = getenv("GGML_BACKEND_PATH")) { // as ggml has it: a module from elsewhere
+            reg = ggml_backend_load(path);
+        }
+        const std::string log = steer_take_log();
+        why = reg ? "the module of the GPU backend was loaded and found no GPU" : log.empty() ? "there is no libggml-cuda.so beside the library (`make cuda` builds it)" : log;
+    });
+    return gpu_device() ? "" : why;
 }
 
 template <typename F> static F cpu_function(const char * name) {
@@ -101,12 +137,19 @@ void steer_backend::set_cancel(const int32_t * cancel) {
 
 steer_status steer_model_open(const char * path, const steer_model_options * options, steer_model ** model, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        load_backends(options->backends);
+        const std::string folder = modules_folder(options->backends);
+        load_cpu(folder);
         auto m = std::make_unique<steer_model>();
         m->threads = std::max(1, options->threads);
 
         llama_model_params params = llama_model_default_params();
         params.n_gpu_layers = options->gpu_layers < 0 ? INT32_MAX/2 : options->gpu_layers;
+        ggml_backend_dev_t none[] = { nullptr };
+        if (options->gpu_layers == 0) {
+            params.devices = none;
+        } else {
+            m->no_gpu = load_gpu(folder);
+        }
         params.use_extra_bufts = false; // weights in another layout than the file's have no gradient
         steer_take_log();
         m->model = llama_model_load_from_file(path, params);
@@ -145,20 +188,21 @@ void steer_model_info(const steer_model * m, steer_info * info) {
     info->n_layer     = steer_n_layer(*m);
     info->n_vocab     = llama_vocab_n_tokens(llama_model_get_vocab(m->model));
     info->n_ctx_train = llama_model_n_ctx_train(m->model);
+    for (int32_t i = 0; i < info->n_layer; ++i) {
+        info->gpu_layers += is_gpu(m->model->dev_layer(i));
+    }
+    snprintf(info->no_gpu, sizeof(info->no_gpu), "%s", m->no_gpu.c_str());
     info->has_chat_template = llama_model_chat_template(m->model, nullptr) != nullptr;
 }
 
-const char * steer_off_cpu(const steer_model & m, const char ** memory) {
+bool steer_off_cpu(const steer_model & m) {
     for (const auto & named : m.model->tensors_by_name) {
         ggml_backend_buffer_t buffer = named.second->buffer;
         if (buffer && !ggml_backend_buffer_is_host(buffer)) {
-            if (memory) {
-                *memory = ggml_backend_buffer_name(buffer);
-            }
-            return named.first.c_str();
+            return true;
         }
     }
-    return nullptr;
+    return false;
 }
 
 int32_t steer_n_layer(const steer_model & m) {

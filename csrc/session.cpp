@@ -58,6 +58,7 @@ struct steer_session {
     bool has_params = false;     // from a forward that succeeded
     int32_t n_targets = 0;
     softmax_rows softmax;
+    std::vector<float> copies[2];    // of results that are on a GPU
 
     explicit steer_session(const softmax_rows & softmax) : softmax(softmax) {}
 
@@ -115,7 +116,7 @@ static llama_adapter_steer make_params(steer_session & s) {
             }
         }
     }
-    s.params_buffer = ggml_backend_alloc_ctx_tensors(s.params_context, s.base->backend.backend);
+    s.params_buffer = ggml_backend_alloc_ctx_tensors(s.params_context, s.base->devices.backends.back());
     if (!s.params_buffer) {
         throw std::bad_alloc();
     }
@@ -255,14 +256,25 @@ int32_t steer_session_n_tokens(const steer_session * s) {
     return n;
 }
 
+int64_t steer_session_nodes(const steer_session * s, char * text, int64_t size) {
+    std::string all;
+    for (const auto & g : s->graphs) {
+        all += g->describe();
+    }
+    all += s->last->describe();
+    std::copy_n(all.data(), std::min<int64_t>(size, all.size()), text);
+    return all.size();
+}
+
 // Runs the head on the rows of a graph from first on, and reads their targets; the
 // exponentials stay for backward.
 static void evaluate_rows(steer_session & s, const graph & g, int32_t first, steer_prob * probs) {
     s.in_head = -1;
     const int32_t n = std::min(s.n_block, g.n_rows() - first);
     const size_t row_size = s.last->hidden->nb[1];
+    const float * hidden = steer_numbers(g.hidden, s.copies[0]);
     for (int32_t i = 0; i < n; ++i) {
-        memcpy((char *) s.last->hidden->data + i*row_size, g.row(g.hidden, first + i), row_size);
+        memcpy((char *) s.last->hidden->data + i*row_size, hidden + g.row(first + i), row_size);
     }
     s.last->forward();
     std::vector<softmax_target> targets;
@@ -278,7 +290,7 @@ static void evaluate_rows(steer_session & s, const graph & g, int32_t first, ste
         exps = (float *) s.last->d_logits->data;
         std::fill(exps + (size_t) n*s.softmax.n_vocab, exps + ggml_nelements(s.last->d_logits), 0.0f); // rows without a target
     }
-    s.softmax.forward((const float *) s.last->logits->data, exps, targets.data(), targets.size());
+    s.softmax.forward(steer_numbers(s.last->logits, s.copies[1]), exps, targets.data(), targets.size());
     for (size_t i = 0; i < targets.size(); ++i) {
         probs[index[i]] = { targets[i].log_p, targets[i].log_1mp };
     }
@@ -297,8 +309,9 @@ static void evaluate(steer_session & s, graph & g, steer_prob * probs, float * s
     }
     if (streams && g.stream) {
         const int64_t n_embd = g.stream->ne[0];
+        const float * of_nodes = steer_numbers(g.stream, s.copies[0]);
         for (const auto & t : g.tokens.targets) {
-            const float * x = (const float *) g.stream->data + t.node*n_embd;
+            const float * x = of_nodes + t.node*n_embd;
             std::copy(x, x + n_embd, streams + t.index*n_embd);
         }
     }
@@ -306,7 +319,7 @@ static void evaluate(steer_session & s, graph & g, steer_prob * probs, float * s
 
 steer_status steer_session_forward(steer_session * s, const float * params, steer_prob * probs, float * streams, const int32_t * cancel, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        s->base->backend.set_cancel(cancel);
+        s->base->devices.set_cancel(cancel);
         s->has_params = false;
         for (ggml_tensor * p : s->params) {
             ggml_backend_tensor_set(p, params, 0, ggml_nbytes(p));
@@ -327,7 +340,7 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
         if (!s->has_params) {
             steer_throw(STEER_BAD_INPUT, "a gradient needs a forward evaluation before it");
         }
-        s->base->backend.set_cancel(cancel);
+        s->base->devices.set_cancel(cancel);
         std::vector<double> sum(s->n_params());
         std::vector<steer_prob> again(s->n_targets);
         for (size_t i = 0; i < s->graphs.size(); ++i) {
@@ -352,9 +365,10 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
                 }
                 s->softmax.backward((float *) s->last->d_logits->data, of_rows.data(), of_rows.size());
                 s->last->backward();
-                const size_t row_size = s->last->d_hidden->nb[1];
+                const int64_t n_embd = g.d_hidden->ne[0];
+                const float * d = steer_numbers(s->last->d_hidden, s->copies[0]);
                 for (int32_t i = 0; i < std::min(s->n_block, g.n_rows() - first); ++i) {
-                    memcpy(g.row(g.d_hidden, first + i), (const char *) s->last->d_hidden->data + i*row_size, row_size);
+                    std::copy(d + i*n_embd, d + (i + 1)*n_embd, (float *) g.d_hidden->data + g.row(first + i));
                 }
             }
             s->evaluated = nullptr;
@@ -372,7 +386,7 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
             g.backward();
             size_t at = 0;
             for (const ggml_tensor * p : s->params) {
-                const float * d = (const float *) g.gradient(p)->data;
+                const float * d = steer_numbers(g.gradient(p), s->copies[0]);
                 const int64_t n = ggml_nelements(p);
                 for (int64_t j = 0; j < n; ++j) {
                     sum[at + j] += d[j];
@@ -392,7 +406,7 @@ steer_status steer_activations(const steer_model * m, const steer_token * tokens
         const int32_t n = n_tokens + 1;
         check_sequences(*m, { 1, &n, &n_tokens, with_target.data(), nullptr });
         graph_base base(*m, n, STEER_F32);
-        base.backend.set_cancel(cancel);
+        base.devices.set_cancel(cancel);
         tree t;
         t.add(with_target.data(), n, n_tokens, nullptr, 0, 0, false);
         graph g(base, std::move(t), {}, -1);

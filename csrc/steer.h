@@ -47,7 +47,7 @@ typedef struct steer_model steer_model;
 typedef struct {
     const char * backends;   // folder of the ggml backend modules; NULL: that of this library. Only the first model's counts
     int32_t      threads;    // at least 1
-    int32_t      gpu_layers; // blocks to offload; -1: all
+    int32_t      gpu_layers; // blocks to put on the GPU, -1: all. Where there is no GPU all stay on the CPU
 } steer_model_options;
 
 typedef struct {
@@ -59,6 +59,8 @@ typedef struct {
     int32_t n_vocab;
     int32_t n_ctx_train;       // tokens
     int32_t has_chat_template;
+    int32_t gpu_layers;        // blocks that are on a GPU
+    char    no_gpu[512];       // why there is no GPU, where one was asked for
 } steer_info;
 
 // The file must have been checked: llama.cpp aborts on some that are damaged.
@@ -131,6 +133,10 @@ void         steer_session_free(steer_session * session);
 
 // Tokens that one evaluation computes.
 int32_t steer_session_n_tokens(const steer_session * session);
+
+// A line for each node of the session's graphs: device, operation, types and shapes. Returns the number of
+// bytes, of which at most size are written (without a NUL).
+int64_t steer_session_nodes(const steer_session * session, char * text, int64_t size);
 
 // params: [n_layers][n_vectors + 2*rank][n_embd], at each layer the vectors, then
 // the left rows, then the right ones. probs: of every target, sequence by sequence.

@@ -40,9 +40,10 @@ const (
 type trial struct {
 	Arch     string
 	Gradient bool
-	Reason   string  // without gradient: why
-	Error    float64 // of the gradient, largest, relative to its norm
-	Decoded  float64 // log p of the session against those of the decoder, largest difference
+	Reason   string   // without gradient: why
+	Error    float64  // of the gradient, largest, relative to its norm
+	Decoded  float64  // log p of the session against those of the decoder, largest difference
+	Left     []string // operations that a device leaves to the CPU: see device_test.go
 }
 
 // settings are what a model needs beside what all have; see modelKV.
@@ -228,6 +229,10 @@ func try(arch, folder string) (*trial, error) {
 			return t, err
 		}
 		t.Gradient = true
+		if os.Getenv(mockAs) != "" {
+			t.Left, err = leftToCPU(m, layers)
+			return t, err
+		}
 		if err := t.check(m, layers); err != nil {
 			return nil, fmt.Errorf("layers %v: %w", layers, err)
 		}
@@ -407,7 +412,7 @@ func generateAs(arch, folder string, alike bool) (*Model, error) {
 			if err := writeTrial(path, arch, values, shapes, true); err != nil {
 				return nil, err
 			}
-			return open(path, Options{Threads: 1})
+			return open(path, Options{Threads: 1, GPULayers: testOptions().GPULayers})
 		}
 		last = err
 		if found := missingKey.FindStringSubmatch(err.Error()); found != nil {
@@ -508,12 +513,12 @@ func llamaCppArchitectures(t *testing.T) (names []string) {
 	return names
 }
 
-func tryInAProcess(t *testing.T, name string) *trial {
+func tryInAProcess(t *testing.T, name string, env ...string) *trial {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	command := exec.CommandContext(ctx, os.Args[0])
-	command.Env = append(os.Environ(), architectureToTry+"="+name, modelFolder+"="+t.TempDir(), "GGML_NO_BACKTRACE=1", "GOTRACEBACK=none")
+	command.Env = append(append(os.Environ(), architectureToTry+"="+name, modelFolder+"="+t.TempDir(), "GGML_NO_BACKTRACE=1", "GOTRACEBACK=none"), env...)
 	var problem strings.Builder
 	command.Stderr = &problem
 	out, err := command.Output()

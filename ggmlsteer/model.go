@@ -69,6 +69,8 @@ func open(path string, o Options) (*Model, error) {
 		Vocab:        int(info.n_vocab),
 		TrainContext: int(info.n_ctx_train),
 		Chat:         info.has_chat_template != 0,
+		GPULayers:    int(info.gpu_layers),
+		NoGPU:        C.GoString(&info.no_gpu[0]),
 	}
 	if m.info.Name == "" {
 		m.info.Name = strings.TrimSuffix(filepath.Base(path), ".gguf")

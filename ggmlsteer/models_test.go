@@ -145,7 +145,7 @@ func elements(shape []int64) int {
 
 func openModel(t testing.TB, path string) *Model {
 	t.Helper()
-	m, err := open(path, Options{})
+	m, err := open(path, testOptions())
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, m.Close())

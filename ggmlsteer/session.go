@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"github.com/llsteer/llsteer/loader"
@@ -134,6 +135,19 @@ func (s *Session) BatchTokens() int {
 		return 0
 	}
 	return int(C.steer_session_n_tokens(s.c))
+}
+
+// Nodes describes what the session computes where: for each node of its graphs the
+// device, the operation, and types and shapes, as in
+//
+//	CPU OUT_PROD f32[2304,90,1,1] <- q8_0[2304,9216,1,1] f32[90,9216,1,1]' node_812
+func (s *Session) Nodes() []string {
+	if s.c == nil {
+		return nil
+	}
+	text := make([]byte, C.steer_session_nodes(s.c, nil, 0))
+	C.steer_session_nodes(s.c, (*C.char)(unsafe.Pointer(unsafe.SliceData(text))), C.int64_t(len(text)))
+	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
 
 var errSessionClosed = errors.New("the session is closed")

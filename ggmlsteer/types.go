@@ -30,7 +30,7 @@ const (
 // Options of Open.
 type Options struct {
 	Threads   int // 0: one for each physical core
-	GPULayers int // blocks to move to the GPU; -1: all
+	GPULayers int // blocks to move to the GPU; -1: all. Without a GPU all stay on the CPU: see Info.NoGPU
 }
 
 // Info describes an open model.
@@ -42,8 +42,10 @@ type Info struct {
 	Embd         int    // width of the residual stream
 	Layers       int    // number of blocks
 	Vocab        int
-	TrainContext int  // tokens the model was trained on
-	Chat         bool // has a chat template
+	TrainContext int    // tokens the model was trained on
+	Chat         bool   // has a chat template
+	GPULayers    int    // blocks that are on a GPU
+	NoGPU        string // why there is no GPU, where one was asked for
 }
 
 // A Sequence is a prompt with one completion, and how strongly each of its

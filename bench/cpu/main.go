@@ -1,4 +1,4 @@
-// Command cpu times llsteer's optimization steps for bench/cpu/run.py: it prepares a session,
+// Command cpu times llsteer's optimization steps for bench/cpu/run.py and bench/cuda/run.py: it prepares a session,
 // prints a line of JSON about it, and then, for every line that it reads, evaluates losses
 // and gradient once and prints the seconds that this took.
 package main
@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -20,13 +21,14 @@ func main() {
 	var s shape
 	model := flag.String("m", "", "GGUF model")
 	threads := flag.Int("t", 2, "threads")
+	gpuLayers := flag.Int("ngl", 0, "blocks on the GPU, -1 for all")
 	precision := flag.String("precision", "bf16", "f32 or bf16")
 	flag.IntVar(&s.layer, "layer", 10, "layer that is steered")
 	flag.IntVar(&s.examples, "examples", 1, "examples with the same prompt, each of two completions")
 	flag.IntVar(&s.prompt, "prompt", 64, "tokens of the prompt")
 	flag.IntVar(&s.completion, "completion", 13, "tokens of each completion")
 	flag.Parse()
-	if err := run(*model, *threads, *precision, s); err != nil {
+	if err := run(*model, ggmlsteer.Options{Threads: *threads, GPULayers: *gpuLayers}, *precision, s); err != nil {
 		fmt.Fprintln(os.Stderr, "cpu:", err)
 		os.Exit(1)
 	}
@@ -53,14 +55,17 @@ func (s shape) sequences(vocab int) []ggmlsteer.Sequence {
 	return all
 }
 
-func run(path string, threads int, precision string, s shape) error {
+func run(path string, o ggmlsteer.Options, precision string, s shape) error {
 	ctx := context.Background()
 	began := time.Now()
-	m, err := ggmlsteer.Open(path, ggmlsteer.Options{Threads: threads})
+	m, err := ggmlsteer.Open(path, o)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
+	if reason := m.Info().NoGPU; reason != "" {
+		return errors.New(reason)
+	}
 	opened := time.Since(began).Seconds()
 	options := ggmlsteer.SessionOptions{Layers: []int{s.layer}, Vectors: 1, Coldness: 1, Precision: ggmlsteer.F32}
 	if precision == "bf16" {

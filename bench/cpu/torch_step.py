@@ -1,4 +1,4 @@
-"""Optimization steps in PyTorch for bench/cpu/run.py, on a model in Gemma-2's shape with
+"""Optimization steps in PyTorch for bench/cpu/run.py and bench/cuda/run.py, on a model in Gemma-2's shape with
 random weights. Prints a line of JSON, then for every line that it reads, the name of a
 variant, the seconds of a step and the peak memory during it:
 
@@ -8,6 +8,7 @@ frozen      the same, with weights that need no gradient
 hand_tuned  all tokens in one batch, the prompt once; only the blocks from the steered layer up,
             what is below them kept; logits only where a completion token follows; of the last
             block only what these need
+compiled    what hand_tuned does, through torch.compile
 """
 import argparse
 import json
@@ -140,18 +141,43 @@ class Steps:
 
     def hand_tuned(self):
         self.model.requires_grad_(False)
-        x = self.below + self.vector.to(self.below.dtype)
+        self.of_batch(self.vector).backward()
+
+    def compiled(self):
+        self.model.requires_grad_(False)
+        if not hasattr(self, "of_batch_compiled"):
+            self.of_batch_compiled = torch.compile(self.of_batch)
+        self.of_batch_compiled(self.vector).backward()
+
+    def of_batch(self, vector):
+        x = self.below + vector.to(self.below.dtype)
         blocks = self.model.blocks[self.c.layer:]
         for i, block in enumerate(blocks):
             x = block(x, self.mask, *self.place, rows=self.rows if i == len(blocks) - 1 else None)
         logits, n = self.model.logits(x), self.c.completion - 1
         first, second = logits[:1 + n], torch.cat((logits[:1], logits[1 + n:]))
-        (self.objective(first, self.completions[0], 1) + self.objective(second, self.completions[1], -1)).backward()
+        return self.objective(first, self.completions[0], 1) + self.objective(second, self.completions[1], -1)
 
 
 def memory(field):
     with open("/proc/self/status") as f:
         return next(int(line.split()[1])*1024 for line in f if line.startswith(field))
+
+
+def wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def copy_rate():
+    x = torch.empty(1 << 30, dtype=torch.uint8)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        x.clone()
+        wait()
+        best = min(best, time.perf_counter() - began)
+    return 2*len(x)/best
 
 
 def matrix_rate(dtype, columns):
@@ -161,6 +187,7 @@ def matrix_rate(dtype, columns):
         for _ in range(5):
             began = time.perf_counter()
             F.linear(x, w)
+            wait()
             best = min(best, time.perf_counter() - began)
     return 2*9216*2304*columns/best
 
@@ -170,17 +197,24 @@ def main():
     for name, value in dict(blocks=26, width=2304, ff=9216, heads=8, kv_heads=4, head=256, vocab=256000, layer=10, prompt=64, completion=13, threads=2).items():
         p.add_argument("--" + name.replace("_", "-"), type=int, default=value)
     p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    p.add_argument("--device", default="cpu")
     c = p.parse_args()
     torch.set_num_threads(c.threads)
+    torch.set_default_device(c.device)
     rates = {str(d)[6:]: {n: matrix_rate(d, n) for n in (96, 512)} for d in (torch.bfloat16, torch.float32)}
     steps = Steps(c, getattr(torch, c.dtype))
-    print(json.dumps({"torch": torch.__version__, "flops_per_second": rates}), flush=True)
+    about = {"torch": torch.__version__, "flops_per_second": rates}
+    if c.device != "cpu":
+        about |= {"device": torch.cuda.get_device_name(), "copied_bytes_per_second": copy_rate(), "bfloat16_flops_per_second": matrix_rate(torch.bfloat16, 8192)}
+    print(json.dumps(about), flush=True)
     for line in sys.stdin:
         with open("/proc/self/clear_refs", "w") as f:
             f.write("5")  # the peak begins anew
         began = time.perf_counter()
         getattr(steps, line.strip())()
-        print(json.dumps({"seconds": time.perf_counter() - began, "peak_bytes": memory("VmHWM")}), flush=True)
+        wait()
+        seconds = time.perf_counter() - began
+        print(json.dumps({"seconds": seconds, "peak_bytes": memory("VmHWM") if c.device == "cpu" else torch.cuda.max_memory_allocated()}), flush=True)
 
 
 if __name__ == "__main__":

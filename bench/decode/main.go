@@ -30,8 +30,9 @@ func main() {
 	n := flag.Int("n", 100, "tokens to decode in each way")
 	runs := flag.Int("runs", 5, "of each prompt, of which the fastest counts")
 	threads := flag.Int("t", 0, "threads")
+	gpuLayers := flag.Int("ngl", 0, "blocks on the GPU, -1 for all")
 	flag.Parse()
-	if err := measure(*model, *prompts, *n, *runs, *threads); err != nil {
+	if err := measure(*model, *prompts, *n, *runs, ggmlsteer.Options{Threads: *threads, GPULayers: *gpuLayers}); err != nil {
 		fmt.Fprintln(os.Stderr, "decode:", err)
 		os.Exit(1)
 	}
@@ -76,9 +77,9 @@ func ways(info ggmlsteer.Info) (names []string, steerings map[string]*loader.Ste
 	return names, steerings
 }
 
-func measure(path, prompts string, n, runs, threads int) error {
+func measure(path, prompts string, n, runs int, o ggmlsteer.Options) error {
 	ctx := context.Background()
-	m, err := ggmlsteer.Open(path, ggmlsteer.Options{Threads: threads})
+	m, err := ggmlsteer.Open(path, o)
 	if err != nil {
 		return err
 	}

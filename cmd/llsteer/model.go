@@ -69,6 +69,9 @@ func (p *program) open(ctx context.Context, f *modelFlags) (*ggmlsteer.Model, er
 	if err != nil {
 		return nil, err
 	}
+	if reason := m.Info().NoGPU; reason != "" {
+		p.note("no GPU, so the CPU computes all: %s", reason)
+	}
 	if err := f.check(ctx, m); err != nil {
 		m.Close()
 		return nil, err
