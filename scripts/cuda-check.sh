@@ -41,7 +41,7 @@ gradients() {
 # the demo's job on the GPU and on the CPU: the same number of steps, and the same loss to 1 in 1000
 tutorial() {
     for layers in 0 -1; do
-        bin/llsteer optimize -m demo demo -ngl $layers --precision "$1" --json -o build/cuda-tutorial$layers.gguf > build/cuda-tutorial$layers.json || return 1
+        bin/llsteer optimize -m demo demo -ngl $layers --precision "$1" --json -q -o build/cuda-tutorial$layers.gguf > build/cuda-tutorial$layers.json || return 1
     done
     python3 - "$1" <<'PY'
 import json, sys
