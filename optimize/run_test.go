@@ -52,6 +52,13 @@ func TestAdamByHand(t *testing.T) {
 	near(t, -0.5+0.5*(1/0.75)/4, float64(params[0].Vector[0]), 1e-7, "second step")
 }
 
+// ε is 1e-8, beside the root: a gradient of that size makes half a step.
+func TestAdamEpsilon(t *testing.T) {
+	params := []loader.Parameters{{Vector: []float32{0}}}
+	stepAdam(newAdam([]float64{2}), params, []loader.Parameters{{Vector: []float32{1e-8}}})
+	near(t, -1, float64(params[0].Vector[0]), 1e-6, "a step of lr 2")
+}
+
 // Ten steps of Adam agree with those of testdata/reference.py, with the norm
 // limit in one of them.
 func TestTenSteps(t *testing.T) {
@@ -493,6 +500,34 @@ func TestRandomStart(t *testing.T) {
 	require.Equal(t, []float32{-0.9456832, 0.41289422, 1.2996215, 1.1163269}, v)
 }
 
+// Rows of L and R start at starting_affine_norm, which is 0.1 where lr is auto and 1 where it is a
+// number, each in a direction of its own.
+func TestAffineStart(t *testing.T) {
+	for _, c := range []struct {
+		lr, given *float64
+		expected  float64
+	}{{nil, nil, 0.1}, {ptr(0.01), nil, 1}, {nil, ptr(0.5), 0.5}, {ptr(0.01), ptr(0.5), 0.5}} {
+		job := Job{Options: DefaultOptions(), Layers: Layers{List: []int{0, 1}}}
+		job.AffineRank, job.LR, job.StartingAffineNorm = ptr(2), c.lr, c.given
+		params, err := job.startAt([]int{0, 1}, 64, []float64{1, 1})
+		require.NoError(t, err)
+		var all [][]float32
+		for _, p := range params {
+			require.Len(t, p.Left, 2)
+			require.Len(t, p.Right, 2)
+			for i, row := range rows(p) {
+				if i > 0 {
+					near(t, c.expected, norm(row), 1e-6, "norm of a row")
+				}
+				for _, other := range all { // a cosine's standard deviation is 1/√64
+					near(t, 0, dot(doubles(row), doubles(other))/(norm(row)*norm(other)), 0.6, "cosine")
+				}
+				all = append(all, row)
+			}
+		}
+	}
+}
+
 func TestStart(t *testing.T) {
 	vector := loader.Parameters{Vector: []float32{1, 2, 3}}
 	for _, c := range []struct {
@@ -511,6 +546,12 @@ func TestStart(t *testing.T) {
 		{"not finite", "start.1.vector: expected finite numbers", func(j *Job) { j.Start["1"] = loader.Parameters{Vector: []float32{1, float32(math.Inf(1)), 3}} }},
 		{"matrix", "start.1: a matrix is for affine", func(j *Job) {
 			j.Start["1"] = loader.Parameters{Vector: vector.Vector, Left: [][]float32{{1, 2, 3}}, Right: [][]float32{{1, 2, 3}}}
+		}},
+		{"no direction to clamp along", "start.1.vector: clamp steering takes the stream's part along v, and v = 0 has no direction", func(j *Job) {
+			j.VectorClamp, j.Start["1"] = ptr(1.0), loader.Parameters{Vector: []float32{0, 0, 0}}
+		}},
+		{"no direction to ablate", "start.1.vector: ablate steering takes the stream's part along v, and v = 0 has no direction", func(j *Job) {
+			j.VectorClamp, j.Start["1"] = ptr(0.0), loader.Parameters{Vector: []float32{0, 0, 0}}
 		}},
 		{"norm", "starting_norm: expected a norm that float32 holds, found 1e+40", func(j *Job) { j.StartingNorm = ptr(1e40) }},
 	} {
