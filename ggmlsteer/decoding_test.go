@@ -425,7 +425,43 @@ func TestSampling(t *testing.T) {
 	first := plain
 	first.TopK = 1
 	require.Equal(t, generate(GenerateOptions{}), generate(first))
+	for name, change := range map[string]func(*Sampling){
+		"top-p": func(s *Sampling) { s.TopP = 1e-6 },
+		"min-p": func(s *Sampling) { s.MinP = 1 },
+	} {
+		likeliest := plain
+		change(&likeliest.Sampling)
+		require.Equal(t, generate(GenerateOptions{}), generate(likeliest), name)
+	}
 	cold := plain
 	cold.Temperature = 1e-4
 	require.Equal(t, generate(GenerateOptions{}), generate(cold))
+}
+
+// The repeat penalty is for what was drawn and for the prompt.
+func TestRepeatPenalty(t *testing.T) {
+	m, f := openFixture(t, "gemma2")
+	prompt := randomTokens(rand.New(rand.NewPCG(9, 9)), 6, f.Vocabulary)
+	d := newDecoder(t, m, DecoderOptions{Context: 40})
+	_, err := d.Slot(0).Set(prompt, len(prompt))
+	require.NoError(t, err)
+	require.NoError(t, d.Decode(context.Background()))
+	draw := func(s *Sampler) Token {
+		token, err := d.Slot(0).Next(s)
+		require.NoError(t, err)
+		return token
+	}
+	likeliest := draw(nil)
+	sampler := func(penalty float64, prompt ...Token) *Sampler {
+		s := NewSampler(Sampling{Temperature: 1e-4, TopP: 1, RepeatPenalty: penalty}, prompt)
+		t.Cleanup(func() { require.NoError(t, s.Close()) })
+		return s
+	}
+	none := sampler(1, likeliest)
+	require.Equal(t, likeliest, draw(none))
+	require.Equal(t, likeliest, draw(none), "without a penalty")
+	penalized := sampler(100)
+	require.Equal(t, likeliest, draw(penalized))
+	require.NotEqual(t, likeliest, draw(penalized), "it was drawn")
+	require.NotEqual(t, likeliest, draw(sampler(100, likeliest)), "it is in the prompt")
 }
