@@ -15,13 +15,14 @@ func (p *program) logprob() *cobra.Command {
 	var model modelFlags
 	var steer, prompts, completions []string
 	var coldness float64
-	var complement bool
+	var complement, asProbs bool
 	var precision precision
 	cmd := &cobra.Command{
 		Use:   "logprob -m MODEL [-s FILE[:STRENGTH]]... -p PROMPT -c COMPLETION",
 		Short: "log-probability of a completion, steered or not",
 		Long: `Prints the natural logarithm of the probability of a completion after a prompt, as
-a sum and for each token. Prompt and completion are tokenized together.`,
+a sum and for each token; with --probs the probabilities themselves, and their
+product. Prompt and completion are tokenized together.`,
 		Example: `  llsteer optimize -m demo demo -o spanish.gguf
   llsteer logprob -m demo -s spanish.gguf -p "To print the page," -c " pulse el botón"`,
 		Args: cobra.NoArgs,
@@ -58,33 +59,37 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 				return err
 			}
 			type token struct {
-				ID      int32   `json:"id"`
-				Text    string  `json:"text"`
-				Logprob float64 `json:"logprob"`
+				ID   int32  `json:"id"`
+				Text string `json:"text"`
+				probability
 			}
 			var result struct {
-				Logprob float64 `json:"logprob"`
-				Tokens  []token `json:"tokens"`
+				probability
+				Tokens []token `json:"tokens"`
 			}
+			format, sum := "%12.6f  ", 0.0
+			if asProbs {
+				format = "%12.6g  "
+			}
+			var b strings.Builder
 			for i, id := range tokens[len(promptTokens):] {
-				t := token{id, m.Text([]int32{id}, true), probs[i].Log}
+				log, text := probs[i].Log, m.Text([]int32{id}, true)
 				if complement {
-					t.Logprob = probs[i].LogComplement
+					log = probs[i].LogComplement
 				}
-				if math.IsNaN(t.Logprob) || math.IsInf(t.Logprob, 0) {
-					return fmt.Errorf("the logarithm at token %d of the completion, %q, is %v: the probability is 0 to double precision", i, t.Text, t.Logprob)
+				if math.IsNaN(log) || math.IsInf(log, 0) && !asProbs {
+					return fmt.Errorf("the logarithm at token %d of the completion, %q, is %v: the probability is 0 to double precision", i, text, log)
 				}
+				sum += log
+				t := token{id, text, newProbability(log, asProbs)}
 				result.Tokens = append(result.Tokens, t)
-				result.Logprob += t.Logprob
+				fmt.Fprintf(&b, format+"%q\n", t.value(), text)
 			}
+			result.probability = newProbability(sum, asProbs)
 			if p.json {
 				return p.printJSON(result)
 			}
-			var b strings.Builder
-			for _, t := range result.Tokens {
-				fmt.Fprintf(&b, "%12.6f  %q\n", t.Logprob, t.Text)
-			}
-			fmt.Fprintf(&b, "%12.6f  in all, nats\n", result.Logprob)
+			fmt.Fprintf(&b, format+"%s\n", result.value(), map[bool]string{false: "in all, nats", true: "the product"}[asProbs])
 			return p.print(b.String())
 		},
 	}
@@ -96,8 +101,30 @@ a sum and for each token. Prompt and completion are tokenized together.`,
 		addSteer(flags, &steer)
 		numberVar(flags, &coldness, "coldness", 1, math.SmallestNonzeroFloat64, math.MaxFloat64, "factor of the logits before the softmax")
 		flags.BoolVar(&complement, "complement", false, "log(1 − p) of each token in place of log p")
+		flags.BoolVar(&asProbs, "probs", false, "probabilities in place of their logarithms, and the product in place of the sum")
 		addPrecision(flags, &precision, precisionF32)
 	})
 	model.add(cmd)
 	return cmd
+}
+
+// A probability is the logarithm of a probability, or with --probs the probability.
+type probability struct {
+	Logprob *float64 `json:"logprob,omitempty"`
+	Prob    *float64 `json:"prob,omitempty"`
+}
+
+func newProbability(log float64, asProb bool) probability {
+	if asProb {
+		p := math.Exp(log)
+		return probability{Prob: &p}
+	}
+	return probability{Logprob: &log}
+}
+
+func (p probability) value() float64 {
+	if p.Prob != nil {
+		return *p.Prob
+	}
+	return *p.Logprob
 }
