@@ -66,14 +66,14 @@ func (j *Job) promptTokens(m model, prompt string) ([]ggmlsteer.Token, error) {
 	if j.Chat {
 		return m.Chat(j.System, prompt)
 	}
-	return m.Tokenize(prompt, false)
+	return m.Tokenize(prompt, j.ParseSpecial)
 }
 
 func (j *Job) wholeTokens(m model, prompt, completion string) ([]ggmlsteer.Token, error) {
 	if j.Chat {
 		return m.ChatCompletion(j.System, prompt, completion)
 	}
-	return m.Tokenize(prompt+completion, false)
+	return m.Tokenize(prompt+completion, j.ParseSpecial)
 }
 
 func (c *completion) check(j *Job, m model) error {

@@ -24,6 +24,9 @@ type Job struct {
 	Start    map[string]loader.Parameters // by layer, or "shared"; layers left out start at random
 	Chat     bool                         // prompts are a user's turn in the model's chat template
 	System   string                       // system text, with Chat
+	// ParseSpecial takes control tokens that are written in the texts, such as <eos>, as the tokens
+	// that they name; otherwise they are plain text.
+	ParseSpecial bool
 
 	// OutputObjective, if not nil, is what the output-constrained stage makes small,
 	// whatever OutputConstrObjective says. It is no part of a job file.
@@ -136,6 +139,9 @@ func (j *Job) Validate() error {
 	}
 	if j.System != "" && !j.Chat {
 		return badJob("system", "a system text is for chat, which is off")
+	}
+	if j.ParseSpecial && j.Chat {
+		return badJob("parse_special", "a chat's texts are plain, and its control tokens are the template's: leave out one of the two")
 	}
 	if j.Context < 0 {
 		return badJob("context", "expected a number of tokens, found %d", j.Context)
@@ -254,7 +260,7 @@ func (j *Job) validateCombination() error {
 
 // recipe is the job as a job file in JSON, with every option.
 func (j *Job) recipe() (string, error) {
-	file := map[string]any{"shared": j.Shared, "chat": j.Chat, "system": j.System}
+	file := map[string]any{"shared": j.Shared, "chat": j.Chat, "system": j.System, "parse_special": j.ParseSpecial}
 	for _, o := range OptionTable() {
 		file[o.Name] = o.value(&j.Options)
 	}

@@ -33,6 +33,7 @@ func ReadJob(name string, data []byte) (*Job, error) {
 		"shared":          func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.Shared) },
 		"chat":            func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.Chat) },
 		"system":          func(n *yaml.Node, key string) error { return r.text(n, key, &job.System) },
+		"parse_special":   func(n *yaml.Node, key string) error { return r.boolean(n, key, &job.ParseSpecial) },
 		"examples":        func(n *yaml.Node, key string) error { return list(r, n, key, r.example, &job.Examples) },
 		"prompts":         func(n *yaml.Node, key string) error { return list(r, n, key, r.text, &job.Prompts) },
 		"src_completions": func(n *yaml.Node, key string) error { return list(r, n, key, r.text, &job.Src) },

@@ -18,6 +18,7 @@ layer: "0-2"
 shared: true
 chat: true
 system: Be brief.
+parse_special: false
 lr: 0.1
 max_iters: 20
 target_loss: 3

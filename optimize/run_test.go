@@ -581,6 +581,7 @@ func TestRecipe(t *testing.T) {
 	for _, name := range []string{"defaults", "two layers, max", "shared", "satisfice"} {
 		t.Run(name, func(t *testing.T) {
 			job := referenceCaseNamed(t, name).job(t)
+			job.ParseSpecial = name == "shared"
 			job.MaxIters, job.MaxNorm, job.Seed, job.TargetLossTargetIters = ptr(4), ptr(3.5), math.MaxUint64, 2
 			job.Examples[0].Token = span(t, "1:-1:2")
 			first, err := run(context.Background(), newFake(), job, nil)

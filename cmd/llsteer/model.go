@@ -25,6 +25,7 @@ type modelFlags struct {
 	seed                        uint64
 	chat                        bool
 	system                      string
+	parseSpecial                bool
 }
 
 // add defines them.
@@ -39,6 +40,7 @@ func (f *modelFlags) add(cmd *cobra.Command) {
 	addFlags(cmd, "Prompt", func(flags *pflag.FlagSet) {
 		flags.BoolVar(&f.chat, "chat", false, "the prompt is a user's turn in the model's chat template")
 		flags.StringVar(&f.system, "system", "", "system `TEXT`, with --chat")
+		flags.BoolVar(&f.parseSpecial, "parse-special", false, "control tokens in texts, such as <eos>, are those tokens; otherwise plain text")
 	})
 }
 
@@ -55,6 +57,8 @@ func (p *program) open(ctx context.Context, f *modelFlags) (*ggmlsteer.Model, er
 		return nil, badInput("-m MODEL.gguf, or -m demo for the embedded model", "no model is given")
 	case f.system != "" && !f.chat:
 		return nil, badInput("add --chat", "--system is for --chat")
+	case f.parseSpecial && f.chat:
+		return nil, badInput("leave out --parse-special", "a chat's texts are plain, and its control tokens are the template's")
 	}
 	var err error
 	if f.system, err = p.text("--system", f.system); err != nil {

@@ -274,7 +274,10 @@ func (p *program) overJob(cmd *cobra.Command, f *jobFlags, job *optimize.Job) er
 			return badInput("add --chat", "--system is for --chat")
 		}
 	}
-	f.model.chat, f.model.system = job.Chat, "" // the job has it
+	if given("parse-special") {
+		job.ParseSpecial = f.model.parseSpecial
+	}
+	f.model.chat, f.model.system, f.model.parseSpecial = job.Chat, "", false // the job has it
 	job.Context = f.model.ctxSize
 	return nil
 }

@@ -128,8 +128,8 @@ With another model than Gemma-2-2B the numbers have nothing to be compared with.
 }
 
 func (p *program) runReproduce(ctx context.Context, flags *modelFlags, layer, most int) error {
-	if flags.chat {
-		return badInput("leave out --chat", "the notebook's prompt is plain text")
+	if flags.chat || flags.parseSpecial {
+		return badInput("leave out --chat and --parse-special", "the notebook's prompt is plain text")
 	}
 	m, err := p.open(ctx, flags)
 	if err != nil {

@@ -253,7 +253,7 @@ func (f *sweepFlags) completionsFor(m *ggmlsteer.Model, s *loader.Steering, text
 		return nil, err
 	}
 	texter := f.model
-	texter.chat, texter.system = job.Chat, job.System
+	texter.chat, texter.system, texter.parseSpecial = job.Chat, job.System, job.ParseSpecial
 	examples := job.Examples
 	for _, prompt := range job.Prompts {
 		examples = append(examples, optimize.Example{Prompt: prompt, Src: job.Src, Dst: job.Dst})

@@ -85,7 +85,7 @@ func (f *modelFlags) promptTokens(m *ggmlsteer.Model, prompt string) ([]ggmlstee
 	if f.chat {
 		tokens, err = m.Chat(f.system, prompt)
 	} else {
-		tokens, err = m.Tokenize(prompt, false)
+		tokens, err = m.Tokenize(prompt, f.parseSpecial)
 	}
 	if err == nil && len(tokens) == 0 {
 		err = badInput("this model puts no token of its own before a text", "the prompt has no tokens")
@@ -99,7 +99,7 @@ func (f *modelFlags) completionTokens(m *ggmlsteer.Model, prompt, completion str
 	if f.chat {
 		return m.ChatCompletion(f.system, prompt, completion)
 	}
-	return m.Tokenize(prompt+completion, false)
+	return m.Tokenize(prompt+completion, f.parseSpecial)
 }
 
 // onlyText reads the text of a flag that has to be given, and once.
