@@ -93,12 +93,12 @@ bin/libllsteer.so: $(BASE) $(call objects,base,ggml/src/ggml-backend-reg.cpp) $(
 
 # --- CPU backend, a module for each kind of CPU ------------------------------
 # ggml loads the best one that the machine can run. Names and features are
-# those of ggml's own CMakeLists, plus zen4 (bf16), which llama.cpp has.
+# those of ggml's own CMakeLists, plus zen4 and sapphirerapids (bf16), which llama.cpp has.
 
 ARCH := $(shell uname -m)
 ifneq ($(filter x86_64 amd64,$(ARCH)),)
 ARCH_DIR := x86
-VARIANTS := x64 sse42 sandybridge haswell alderlake skylakex icelake zen4
+VARIANTS := x64 sse42 sandybridge haswell alderlake skylakex icelake zen4 sapphirerapids
 FEATURES_x64         :=
 FEATURES_sse42       := sse4.2
 FEATURES_sandybridge := sse4.2 avx
@@ -107,8 +107,9 @@ FEATURES_alderlake   := $(FEATURES_haswell) avxvnni
 FEATURES_skylakex    := $(FEATURES_haswell) avx512f avx512cd avx512vl avx512dq avx512bw
 FEATURES_icelake     := $(FEATURES_skylakex) avx512vbmi avx512vnni
 FEATURES_zen4        := $(FEATURES_icelake) avx512bf16
+FEATURES_sapphirerapids := $(FEATURES_zen4) amx-tile amx-bf16
 variant_flags   = $(addprefix -m,$(FEATURES_$(1)))
-macro_of        = $(shell echo $(1) | tr -d . | sed 's/sse42/SSE4_2/' | tr a-z A-Z)
+macro_of        = $(shell echo $(1) | tr -d . | sed 's/sse42/SSE4_2/' | tr a-z- A-Z_)
 # what ggml's score function calls them
 variant_defines = $(addprefix -DGGML_,$(patsubst AVXVNNI,AVX_VNNI,$(patsubst AVX512F,AVX512,$(patsubst AVX512VBMI,AVX512_VBMI,$(patsubst AVX512VNNI,AVX512_VNNI,$(patsubst AVX512BF16,AVX512_BF16,$(subst SSE4_2,SSE42,$(foreach f,$(FEATURES_$(1)),$(call macro_of,$(f))))))))))
 native_macros  := $(shell $(CC) -march=native -dM -E -x c /dev/null 2>/dev/null | sed -n 's/^\#define __\([A-Z0-9_]*\)__ 1$$/\1/p')

@@ -11,10 +11,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// In precision BF16 an operand of a product is off by 2e-4 of the norm of its 128 elements, and
-// by 8e-4 at the worst. Through the demo model's 6 blocks, forward and back, that was 2e-3 of a gradient.
+// In precision BF16 an operand of a product is off by 1.7e-3 of its norm in bfloat16, and by 2e-4 in
+// fixed point. Through the demo model's 6 blocks, forward and back, that was 2e-2 and 2e-3 of a gradient.
 func TestBF16(t *testing.T) {
-	const off = 1e-2
+	const off = 3e-2
 	m, err := Open("../testdata/demo/model.gguf", Options{})
 	require.NoError(t, err)
 	defer m.Close()

@@ -66,27 +66,6 @@ inline void round_segment(const float * x, vec inverse, segment & to) {
     }
 }
 
-// Exchanges lane i of vector j for lane j of vector i, of W vectors.
-inline void transpose(ivec * v) {
-#pragma GCC unroll 4
-    for (int n = 1; n < W; n *= 2) {
-        ivec low, high;
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) {
-            low[i]  = i & n ? i - n + W : i;
-            high[i] = i & n ? i + W : i + n;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) {
-            if (!(i & n)) {
-                const vec a = (vec) v[i], b = (vec) v[i + n];
-                v[i]     = (ivec) shuffle(a, b, low);
-                v[i + n] = (ivec) shuffle(a, b, high);
-            }
-        }
-    }
-}
-
 // ---- tiles --------------------------------------------------------------------------
 
 #if defined(__AVX512F__) || defined(__aarch64__) // 32 registers

@@ -124,4 +124,25 @@ inline ivec dot_pairs(ivec a, int32_t b, ivec sum) {
 #endif
 }
 
+// Exchanges lane i of vector j for lane j of vector i, of W vectors.
+inline void transpose(ivec * v) {
+#pragma GCC unroll 4
+    for (int n = 1; n < W; n *= 2) {
+        ivec low, high;
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+            low[i]  = i & n ? i - n + W : i;
+            high[i] = i & n ? i + W : i + n;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+            if (!(i & n)) {
+                const vec a = (vec) v[i], b = (vec) v[i + n];
+                v[i]     = (ivec) shuffle(a, b, low);
+                v[i + n] = (ivec) shuffle(a, b, high);
+            }
+        }
+    }
+}
+
 } // namespace lanes

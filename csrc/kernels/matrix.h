@@ -48,13 +48,14 @@ inline void fetch(const char * p, int64_t n) {
 struct matrix {
     const char * data; // row r at data + r*stride
     size_t stride;
+    ggml_type type;
     ggml_to_float_t to_float; // null: float32 already
     int64_t block;            // elements that are dequantized together
     size_t block_bytes;
 
     matrix(const ggml_tensor * t, int64_t i2, int64_t i3) :
         data((const char *) t->data + i2*t->nb[2] + i3*t->nb[3]), stride(t->nb[1]),
-        to_float(llsteer_to_float(t->type)), block(ggml_blck_size(t->type)), block_bytes(ggml_type_size(t->type)) {}
+        type(t->type), to_float(llsteer_to_float(t->type)), block(ggml_blck_size(t->type)), block_bytes(ggml_type_size(t->type)) {}
 
     int64_t bytes(int64_t n) const { return n/block*block_bytes; } // of n elements
     const char * at(int64_t row, int64_t k) const { return data + row*stride + bytes(k); }

@@ -4,6 +4,7 @@
 #include "fixed.h"
 #include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
+#include "tiles.h"
 
 namespace {
 
@@ -22,7 +23,12 @@ bool is_prompt(const ggml_tensor * node) {
 #endif
 }
 
-bool is_fixed(const ggml_tensor * node) { return node->op_params[0] == GGML_PREC_FIXED || is_prompt(node); }
+// What computes a node.
+enum kernel { EXACT, FIXED, TILES };
+
+kernel kernel_of(const ggml_tensor * node) {
+    return node->op_params[0] != GGML_PREC_FIXED && !is_prompt(node) ? EXACT : tiles::available() ? TILES : FIXED;
+}
 
 // ---- columns ------------------------------------------------------------------------
 
@@ -101,15 +107,17 @@ template <typename X, typename F> void each_matrix(const ggml_tensor * node, X x
     }
 }
 
-int64_t bundles_of(int64_t n_columns) { return divide_up(n_columns, lanes::W); }
+// Columns of a matrix that lie side by side, rounded.
+int64_t bundle_of(kernel in) { return in == TILES ? tiles::COLUMNS : lanes::W; }
 
-// the most bundles that the columns of all matrices can make, for each segment
+// the most bundles that the columns of all matrices can make
 int64_t max_bundles(const ggml_tensor * node) {
+    const int64_t size = bundle_of(kernel_of(node));
     if (node->src[2]) {
         const int64_t n_uses = ggml_nrows(node);
-        return n_uses/lanes::W + std::min(n_uses, node->src[0]->ne[2]);
+        return n_uses/size + std::min(n_uses, node->src[0]->ne[2]);
     }
-    return bundles_of(node->ne[1])*node->ne[2]*node->ne[3];
+    return divide_up(node->ne[1], size)*node->ne[2]*node->ne[3];
 }
 
 // ---- work memory: rounded columns for all threads, then for each panels and lists -------
@@ -117,16 +125,21 @@ int64_t max_bundles(const ggml_tensor * node) {
 size_t whole_lines(size_t bytes) { return divide_up(bytes, LINE)*LINE; } // no two threads write to one
 
 size_t shared_bytes(const ggml_tensor * node) {
-    if (!is_fixed(node)) {
-        return 0;
-    }
     const all_columns x(node);
-    const size_t bytes = is_backward(node) ? x.n*sizeof(fixed::segment) : max_bundles(node)*sizeof(fixed::bundle);
-    return whole_lines(divide_up(x.length, fixed::SEGMENT)*bytes);
+    const int64_t n_segments = divide_up(x.length, fixed::SEGMENT);
+    switch (kernel_of(node)) {
+        case FIXED: return whole_lines(n_segments*(is_backward(node) ? x.n*sizeof(fixed::segment) : max_bundles(node)*sizeof(fixed::bundle)));
+        case TILES: return max_bundles(node)*tiles::bundle_bytes(x.length);
+        default:    return 0;
+    }
 }
 
 size_t panel_bytes(const ggml_tensor * node) {
-    return whole_lines(is_fixed(node) ? fixed::work(max_columns(node)) : exact::WORK*sizeof(float));
+    switch (kernel_of(node)) {
+        case FIXED: return whole_lines(fixed::work(max_columns(node)));
+        case TILES: return whole_lines(tiles::work(max_columns(node)));
+        default:    return whole_lines(exact::WORK*sizeof(float));
+    }
 }
 
 size_t thread_bytes(const ggml_tensor * node) {
@@ -137,7 +150,7 @@ size_t thread_bytes(const ggml_tensor * node) {
 
 bool llsteer_product_takes(const ggml_tensor * node) {
     const bool product = node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID;
-    if (!is_backward(node) && !(product && (node->op_params[0] == GGML_PREC_EXACT || is_fixed(node)))) {
+    if (!is_backward(node) && !(product && (node->op_params[0] == GGML_PREC_EXACT || kernel_of(node) != EXACT))) {
         return false;
     }
     const ggml_tensor * w = node->src[0], * x = node->src[1];
@@ -153,7 +166,8 @@ size_t llsteer_product_work_size(const ggml_tensor * node, int n_threads) {
 void llsteer_product_compute(const ggml_compute_params * params, ggml_tensor * node) {
     GGML_ASSERT(params->wsize >= llsteer_product_work_size(node, params->nth));
     const ggml_tensor * w = node->src[0];
-    const bool back = is_backward(node), in_fixed = is_fixed(node);
+    const bool back = is_backward(node);
+    const kernel in = kernel_of(node);
     const all_columns x(node);
     const int ith = params->ith, nth = params->nth;
 
@@ -164,29 +178,43 @@ void llsteer_product_compute(const ggml_compute_params * params, ggml_tensor * n
     lists.y = (char **) (lists.x + max_columns(node));
     const auto column_of_x = [&](int64_t number) { return x.at(number); };
 
+    // Columns are rounded by all threads, in turn. In fixed point backward they stay apart, as
+    // segments; else they are in bundles, in the matrices' order.
     fixed::segment * const segments = (fixed::segment *) shared; // [segments][x.n]
-    fixed::bundle * const bundles = (fixed::bundle *) shared;    // [segments][n_bundles], in the matrices' order
-    const int64_t n_bundles = in_fixed && !back ? max_bundles(node) : 0;
-    if (in_fixed && back) {
-        for (int64_t i = x.n*ith/nth; i < x.n*(ith + 1)/nth; ++i) {
-            fixed::round(x.at(i), x.stride, x.length, segments + i, x.n);
-        }
-        ggml_barrier(params->threadpool);
-    } else if (in_fixed) {
-        int64_t first = 0, turn = 0;
+    fixed::bundle * const bundles = (fixed::bundle *) shared;    // [segments][n_bundles]
+    const bool bundled = in == TILES || (in == FIXED && !back);
+    const int64_t bundle_size = bundled ? bundle_of(in) : 1, n_bundles = bundled ? max_bundles(node) : 0;
+    const auto tiled = [&](int64_t number) { return shared + number*tiles::bundle_bytes(x.length); };
+    if (bundled) {
+        const int64_t span = in == TILES ? tiles::SPAN : fixed::SEGMENT;
+        int64_t number = 0, turn = 0;
         each_matrix(node, column_of_x, lists, [&](const matrix &, columns cols) {
-            for (int64_t t = 0; t < cols.n; t += lanes::W, ++first) {
-                for (int64_t s = 0; s == 0 || s*fixed::SEGMENT < x.length; ++s) {
-                    if (turn++ % nth == ith) {
-                        fixed::round({cols.x + t, nullptr, std::min<int64_t>(lanes::W, cols.n - t)}, s*fixed::SEGMENT, x.length, bundles[s*n_bundles + first]);
+            for (int64_t t = 0; t < cols.n; t += bundle_size, ++number) {
+                const columns some = {cols.x + t, nullptr, std::min(bundle_size, cols.n - t)};
+                for (int64_t k = 0; k == 0 || k < x.length; k += span) {
+                    if (turn++ % nth != ith) {
+                        continue;
+                    }
+                    if (in == FIXED) {
+                        fixed::round(some, k, x.length, bundles[k/span*n_bundles + number]);
+                    } else if (back) {
+                        tiles::round_backward(some, x.stride, k, x.length, tiled(number));
+                    } else {
+                        tiles::round_forward(some, x.stride, k, x.length, tiled(number));
                     }
                 }
             }
         });
+    } else if (in == FIXED) {
+        for (int64_t i = x.n*ith/nth; i < x.n*(ith + 1)/nth; ++i) {
+            fixed::round(x.at(i), x.stride, x.length, segments + i, x.n);
+        }
+    }
+    if (in != EXACT) {
         ggml_barrier(params->threadpool);
     }
     const auto column = [&](int64_t number) {
-        return in_fixed && back ? (const char *) (segments + number) : x.at(number);
+        return in == FIXED && back ? (const char *) (segments + number) : x.at(number);
     };
 
     // The elements of y are numbered matrix by matrix, in each by parts of the
@@ -198,19 +226,24 @@ void llsteer_product_compute(const ggml_compute_params * params, ggml_tensor * n
     int64_t at = 0, bundle = 0; // the numbers of the next element and bundle
     each_matrix(node, column, lists, [&](const matrix & m, columns cols) {
         const int64_t part =
-            in_fixed ? (back ? fixed::backward_part(m.block) : fixed::forward_part()) :
+            in == TILES ? tiles::part(size, cols.n, back ? m.block : 1, nth) :
+            in == FIXED ? (back ? fixed::backward_part(m.block) : fixed::forward_part()) :
             back ? exact::backward_part(size, m.block) : exact::forward_part(cols.n);
-        const int64_t unit = in_fixed && !back ? lanes::W : 1;
         for (int64_t first = 0; first < size; first += part) {
             const int64_t n = std::min(part, size - first);
-            const auto column_at = [&](int64_t number) { return std::clamp<int64_t>(divide_up(number - at, n*unit)*unit, 0, cols.n); };
+            const auto column_at = [&](int64_t number) { return std::clamp<int64_t>(divide_up(number - at, n*bundle_size)*bundle_size, 0, cols.n); };
             const int64_t c0 = column_at(begin), c1 = column_at(end);
             if (c0 < c1) {
                 const columns mine = {cols.x + c0, cols.y + c0, c1 - c0};
-                if (in_fixed && back) {
+                const int64_t first_bundle = bundle + c0/bundle_size;
+                if (in == TILES && back) {
+                    tiles::backward(m, first, first + n, w->ne[1], mine, tiled(first_bundle), own);
+                } else if (in == TILES) {
+                    tiles::forward(m, first, first + n, w->ne[0], mine, tiled(first_bundle), own);
+                } else if (in == FIXED && back) {
                     fixed::backward(m, first, first + n, w->ne[1], mine, x.n, own);
-                } else if (in_fixed) {
-                    fixed::forward(m, first, first + n, w->ne[0], mine, bundles + bundle + c0/lanes::W, n_bundles, own);
+                } else if (in == FIXED) {
+                    fixed::forward(m, first, first + n, w->ne[0], mine, bundles + first_bundle, n_bundles, own);
                 } else if (back) {
                     exact::backward(m, first, first + n, w->ne[1], mine, x.stride, (float *) own);
                 } else {
@@ -219,6 +252,6 @@ void llsteer_product_compute(const ggml_compute_params * params, ggml_tensor * n
             }
             at += n*cols.n;
         }
-        bundle += bundles_of(cols.n);
+        bundle += divide_up(cols.n, bundle_size);
     });
 }

@@ -1,5 +1,5 @@
 // Tests of the kernels against sums in double precision:  test
-// and their speed, on as many threads as given or 2:       test --bench [THREADS]
+// and their speed, on as many threads as given or 2:       test --bench [THREADS [TYPE]]
 #include "dequantize.h"
 #include "fixed.h"
 #include "gelu.h"
@@ -7,6 +7,7 @@
 #include "ggml-cpu-impl.h"
 #include "lanes.h"
 #include "products.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +17,14 @@
 #include <functional>
 #include <initializer_list>
 #include <pthread.h>
+#if defined(__linux__) && defined(__x86_64__)
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 #include <random>
 #include <string>
 #include <thread>
@@ -172,20 +181,25 @@ bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
 
 // ---- products against sums in double ------------------------------------------------
 
+// Nodes of GGML_PREC_FIXED are computed in tiles, else in fixed point.
+bool in_tiles() { return tiles::available(); }
+
 // An element of a result: the sum of its terms w x, and how far the kernels may be from it.
 struct sum_of_products {
-    bool fixed;
+    enum { EXACT, FIXED, TILES } kernel;
     double sum = 0, bound = 0;
 
     // the terms of a run of at most fixed::SEGMENT
     int64_t n = 0;
     double w_most = 0, x_most = 0, w_size = 0, x_size = 0;
     double size = 0; // of all terms
+    double squares = 0;
     int64_t n_terms = 0;
 
     void add(double w, double x) {
         sum += w*x;
         size += std::fabs(w*x);
+        squares += w*w*x*x;
         w_size += std::fabs(w);
         x_size += std::fabs(x);
         w_most = std::max(w_most, std::fabs(w));
@@ -196,10 +210,15 @@ struct sum_of_products {
         }
     }
 
-    // Either operand is rounded to half its scale; the third term is both errors at once.
+    // In fixed point either operand is rounded to half its scale; the third term is both errors at once.
+    // In bfloat16 it errs by 2^-8 of itself, and by 2^-126 at most if it counts as 0.
     void end_segment() {
         const double w_error = w_most/fixed::MOST/2, x_error = x_most/fixed::MOST/2;
-        bound += w_error*x_size + x_error*w_size + n*w_error*x_error;
+        if (kernel == FIXED) {
+            bound += w_error*x_size + x_error*w_size + n*w_error*x_error;
+        } else if (kernel == TILES) {
+            bound += TINY*(w_size + x_size + n);
+        }
         n = 0;
         w_most = x_most = w_size = x_size = 0;
     }
@@ -208,23 +227,33 @@ struct sum_of_products {
     // at most 1024 elements are summed in four lanes or more, the lanes (16 at most) in
     // pairs, then the blocks in turn. Backward: blocks of 128 in turn, then those in turn.
     // One more for the product itself. In fixed point: the segments in turn, each with
-    // its scales, their product and the conversion of its sum. Each rounding errs by at
-    // most UNIT times the sum of the terms' magnitudes (in fixed point, of the rounded
+    // its scales, their product and the conversion of its sum. In tiles: 16 pairs in turn, the sums of their
+    // first and second halves, then the tiles of 32 in turn. Each rounding errs by at
+    // most UNIT times the sum of the terms' magnitudes (of the rounded
     // terms, which exceed the terms by at most the bound so far); the factor 1.01 covers products of these errors.
-    static constexpr double UNIT = 0x1p-24;
+    static constexpr double UNIT = 0x1p-24, BFLOAT = 0x1p-8, TINY = 0x1p-126;
     double allowed() {
         end_segment();
         const double n_float = std::min<double>((double) n_terms, 1024/4 + 4 + (double) n_terms/128 + 1) + 1;
         const double n_fixed = (double) n_terms/fixed::SEGMENT + 1 + 7;
-        return fixed ? 1.01*(bound + UNIT*n_fixed*(size + bound)) : 1.01*UNIT*n_float*size;
+        const double n_tiles = 2*16 + 1 + (double) n_terms/32 + 1;
+        switch (kernel) {
+            case FIXED: return 1.01*(bound + UNIT*n_fixed*(size + bound));
+            case TILES: return 1.01*(bound + (2*BFLOAT + BFLOAT*BFLOAT + UNIT*n_tiles)*size);
+            default:    return 1.01*UNIT*n_float*size;
+        }
     }
+
+    // The square of the error that is to be expected in tiles, if the terms err by chance: the error of a number
+    // of the least mantissa is spread evenly up to BFLOAT of itself, of others less.
+    double expected_square() const { return 2*BFLOAT*BFLOAT/3*squares; }
 };
 
 // What the node should be: each element as its terms say.
 void check_product(ggml_tensor * node, const std::string & what) {
     const ggml_tensor * w = node->src[0], * x = node->src[1], * ids = node->src[2];
     const bool back = node->op == GGML_OP_OUT_PROD;
-    const bool fixed = node->op_params[0] == GGML_PREC_FIXED;
+    const auto kernel = node->op_params[0] != GGML_PREC_FIXED ? sum_of_products::EXACT : in_tiles() ? sum_of_products::TILES : sum_of_products::FIXED;
 
     check(llsteer_product_takes(node), what + ": not taken");
     compute(node, 1);
@@ -234,7 +263,7 @@ void check_product(ggml_tensor * node, const std::string & what) {
         check(same_bits(one, result(node)), what + ": other bits with " + std::to_string(n_threads) + " threads");
     }
 
-    double worst = 0;
+    double worst = 0, squares = 0, expected = 0;
     for (int64_t i3 = 0; i3 < node->ne[3]; ++i3) {
         for (int64_t i2 = 0; i2 < node->ne[2]; ++i2) {
             for (int64_t i1 = 0; i1 < node->ne[1]; ++i1) {
@@ -243,7 +272,7 @@ void check_product(ggml_tensor * node, const std::string & what) {
                 const auto x_at = [&](int64_t i) {
                     return back && !ids ? number(x, i1, i, i2, i3) : number(x, i, i1 % x->ne[1], i2, i3);
                 };
-                std::vector<sum_of_products> sums(node->ne[0], sum_of_products{fixed});
+                std::vector<sum_of_products> sums(node->ne[0], sum_of_products{kernel});
                 for (int64_t m = 0; m < w->ne[1]; ++m) {
                     const std::vector<float> r = row(w, m, w2, w3);
                     for (int64_t k = 0; k < w->ne[0]; ++k) {
@@ -252,6 +281,8 @@ void check_product(ggml_tensor * node, const std::string & what) {
                 }
                 for (int64_t i = 0; i < node->ne[0]; ++i) {
                     const double error = std::fabs(number(node, i, i1, i2, i3) - sums[i].sum), bound = sums[i].allowed();
+                    squares += error*error;
+                    expected += sums[i].expected_square();
                     if (!(error <= bound)) {
                         worst = std::max(worst, error/bound);
                         worst = std::isnan(error) ? INFINITY : worst;
@@ -261,6 +292,10 @@ void check_product(ggml_tensor * node, const std::string & what) {
         }
     }
     check(worst == 0, what + ": error " + std::to_string(worst) + " times its bound");
+    // Errors in one direction, as of numbers that are cut and not rounded, add up.
+    if (kernel == sum_of_products::TILES && ggml_nelements(node) >= 90) {
+        check(squares <= expected, what + ": mean square error " + std::to_string(squares/expected) + " times what chance would make");
+    }
 }
 
 std::string shape(const char * op, const ggml_tensor * w, int64_t columns) {
@@ -272,7 +307,7 @@ constexpr ggml_prec PRECISIONS[] = {GGML_PREC_EXACT, GGML_PREC_FIXED};
 // a node that the kernels compute, in both precisions
 void check_products(ggml_tensor * node, const std::string & what) {
     for (const ggml_prec precision : PRECISIONS) {
-        check_product(in(precision, node), what + (precision == GGML_PREC_FIXED ? ", fixed" : ""));
+        check_product(in(precision, node), what + (precision == GGML_PREC_FIXED ? in_tiles() ? ", tiles" : ", fixed" : ""));
     }
 }
 
@@ -423,7 +458,7 @@ void test_prompts() {
     compute(prompt, 2);
     const std::vector<float> found = result(prompt);
     compute(in(GGML_PREC_FIXED, prompt), 2);
-    check(same_bits(found, result(prompt)), "a prompt is not in fixed point");
+    check(same_bits(found, result(prompt)), "a prompt is not in 16 bits");
     check(!llsteer_product_takes(ggml_mul_mat(c, w, random_tensor(c, GGML_TYPE_F32, 320, 31))), "takes few columns of no precision");
     check(!llsteer_product_takes(in(GGML_PREC_F32, ggml_mul_mat(c, w, x))), "takes another precision");
     buffer.usage = GGML_BACKEND_BUFFER_USAGE_ANY;
@@ -494,6 +529,33 @@ void test_gelu() {
     float odd[] = {NAN, INFINITY, -INFINITY};
     llsteer_gelu_f32(3, odd, odd);
     check(std::isnan(odd[0]) && odd[1] == INFINITY && std::fabs(odd[2]) <= TOLERANCE, "gelu of NaN, infinity, -infinity");
+}
+
+// Where the system refuses tiles to a process, products are in fixed point.
+void test_refused_tiles() {
+#if defined(__AMX_BF16__) && defined(__linux__)
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        sock_filter rules[] = {
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_arch_prctl, 0, 1),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | 1),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        };
+        sock_fprog program = {sizeof(rules)/sizeof(rules[0]), rules};
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) {
+            _exit(2);
+        }
+        check(!tiles::available(), "tiles that were refused");
+        check_both_ways(GGML_TYPE_Q8_0, 256, 70, 20);
+        fflush(stdout);
+        _exit(failed == 0 ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "refused tiles");
+#endif
 }
 
 // ---- speed --------------------------------------------------------------------------
@@ -627,14 +689,21 @@ void bench(int n_threads, ggml_type type, int64_t k, int64_t m, int64_t n) {
     printf("\n");
 }
 
-void bench_all(int n_threads) {
+// of all types, or one
+void bench_all(int n_threads, const char * only) {
     setvbuf(stdout, nullptr, _IOLBF, 0); // to be seen as it comes, in a pipe, too
-    printf("GF/s on %d threads, exact and fixed; peak of multiply-add in float32 %.0f\n", n_threads, peak(n_threads));
+    printf("GF/s on %d threads, exact and in 16 bits; peak of multiply-add in float32 %.0f\n", n_threads, peak(n_threads));
     for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q5_0,
             GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ3_S}) {
+        if (only && strcmp(only, ggml_type_name(type)) != 0) {
+            continue;
+        }
         for (int64_t n : {1, 13, 90, 512}) {
             bench(n_threads, type, 2304, 9216, n);
         }
+    }
+    if (only) {
+        return;
     }
     for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0}) {
         for (int64_t n : {1, 13, 26, 90}) {
@@ -653,9 +722,10 @@ void bench_all(int n_threads) {
 
 int main(int argc, char ** argv) {
     if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
-        bench_all(argc > 2 ? std::max(1, atoi(argv[2])) : 2);
+        bench_all(argc > 2 ? std::max(1, atoi(argv[2])) : 2, argc > 3 ? argv[3] : nullptr);
         return 0;
     }
+    test_refused_tiles(); // before this process asks for them
     test_dequantization();
     test_gelu();
     test_types_and_sizes();
