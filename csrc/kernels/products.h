@@ -4,7 +4,7 @@
 // anew for every token.
 //
 //   GGML_PREC_EXACT  weights as they dequantize, activations and sums in float32 (exact.h)
-//   GGML_PREC_FIXED   both operands in 16 bits: in bfloat16 on processors with AMX (tiles.h), else
+//   GGML_PREC_FIXED  both operands in 16 bits: in bfloat16 on processors with AMX (tiles.h), else
 //                    in fixed point, which is finer (fixed.h)
 //
 // This is compiled into every variant of the backend, with its processor's
