@@ -99,14 +99,22 @@ inline void write(left_row y, vec v) {
     }
 }
 
-// A row of right tiles, if first is the row before.
+// A block of the first row of a pair.
+struct first_row {
+    vec * to;
+
+    first_row operator+(int n) const { return {to + n/W}; }
+};
+inline void write(first_row y, vec v) { *y.to = v; }
+
+// A row of right tiles, from the second row of a pair.
 struct right_row {
     char * to;
-    const float * first;
+    const vec * first;
 
-    right_row operator+(int n) const { return {to + n/ROWS*STEPS*TILE, first + n}; }
+    right_row operator+(int n) const { return {to + n/ROWS*STEPS*TILE, first + n/W}; }
 };
-inline void write(right_row y, vec v) { store(y.to, paired(load(y.first), v)); }
+inline void write(right_row y, vec v) { store(y.to, paired(*y.first, v)); }
 
 template <class block, int N> struct of_blocks {
     static void left(const matrix &, const char * x, int64_t n, char * to) {
@@ -114,9 +122,12 @@ template <class block, int N> struct of_blocks {
         blocks::expand_row<block, N>(x, left_row{to, &low, 0}, n);
     }
     static void right(const matrix &, const char * x, const char * next, int64_t n, char * to) {
-        alignas(LINE) float first[PANEL];
-        blocks::expand_row<block, N>(x, first, n);
-        blocks::expand_row<block, N>(next, right_row{to, first}, n);
+        const block * a = (const block *) x, * b = (const block *) next;
+        for (; n > 0; n -= N, ++a, ++b, to += N/ROWS*STEPS*TILE) {
+            vec first[N/W];
+            blocks::expand(*a, first_row{first});
+            blocks::expand(*b, right_row{to, first});
+        }
     }
 };
 
