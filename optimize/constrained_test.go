@@ -138,7 +138,11 @@ func (alongFirst) Evaluate(at Point) (value float64, byParams []loader.Parameter
 func TestOwnObjective(t *testing.T) {
 	job := shrinkable()
 	job.MaxIters, job.Eps, job.OutputObjective, job.OutputConstrLR, job.MaxOutputConstrIters = ptr(0), 2, alongFirst{}, ptr(0.05), ptr(100)
-	r, err := run(context.Background(), newFake(), job, nil)
+	r, err := run(context.Background(), newFake(), job, func(s Step) {
+		if s.Stage == 2 && s.Iter == 0 { // all constraints are at their limits, with multipliers of 0
+			nearVector(t, []float64{-1, 0, 0}, s.Layers[0].Gradient.Vector, 1e-6)
+		}
+	})
 	require.NoError(t, err)
 	require.Greater(t, r.Steering.Params[0].Vector[0], float32(-0.75), "from −1")
 	require.LessOrEqual(t, r.OutputConstrained.NormAfter, r.OutputConstrained.NormBefore)

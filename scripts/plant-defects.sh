@@ -303,7 +303,7 @@ plant '8 generation: an end token is written'                        'TestScript
 plant '8 activations: of the layer before'                           'TestReferenceStreamNorms'   ggmlsteer/model.go       'c[i] = C.int32_t(l)' 'c[i] = C.int32_t(max(l-1, 0))'
 plant '8 activations: the wrong order of layers'                     'TestScripts/activations'    cmd/llsteer/activations.go 'slices.Concat(x...)' 'slices.Concat(x[len(x)-1:]...)'
 plant '8 logprob: coldness is 1'                                     'TestSpecifiedLogprobs'      ggmlsteer/decoder.go     'probOf(row, tokens[i], coldness)' 'probOf(row, tokens[i], 1)'
-plant '8 logprob: the probability after the token'                   'TestSpecifiedLogprobs'      ggmlsteer/decoder.go     's.logitsAt(i - 1)' 's.logitsAt(i)'
+plant '8 logprob: the probability after the token'                   'TestSpecifiedLogprobs'      ggmlsteer/decoder.go     'slots[0].logitsAt(i - 1)' 'slots[0].logitsAt(i - 1 + i%2)'
 plant '10 lr: ten times the share'                                   'TestSpecifiedScales'        optimize/scale.go        'streamShare = 0.01' 'streamShare = 0.1 '
 plant '10 lr: without √width'                                        'TestSpecifiedScales'        optimize/scale.go        'lr = streamShare * median / root' 'lr = streamShare * median'
 plant '10 lr: BOS counts'                                            'TestSpecifiedScales|TestAutoLR' optimize/scale.go        'from := 1' 'from := 0'
