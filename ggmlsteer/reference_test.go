@@ -69,6 +69,32 @@ func TestReferenceCases(t *testing.T) {
 	})
 }
 
+// Where a probability is nearly 1, which a large coldness makes of the likeliest token, 1 − p keeps its
+// digits: it is the sum of the others' probabilities.
+func TestComplementNearOne(t *testing.T) {
+	const coldness, tolerance = 20, 0.05 // logits are off by 1e-4 or so, and κ times that
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		prompt := f.Logits.Tokens
+		d := newDecoder(t, m, DecoderOptions{Context: len(prompt) + 1, Precision: F32})
+		rows, err := d.Logits(context.Background(), prompt, len(prompt))
+		require.NoError(t, err)
+		last := rows[len(prompt)-1]
+		top := slices.Index(last, slices.Max(last))
+		others := 0.0
+		for i, z := range last {
+			if i != top {
+				others += math.Exp(coldness * (float64(z) - float64(last[top])))
+			}
+		}
+		s, err := m.NewSession(SessionOptions{Coldness: coldness}, []Sequence{{Tokens: append(slices.Clone(prompt), Token(top)), Prompt: len(prompt)}})
+		require.NoError(t, err)
+		defer s.Close()
+		probs, err := s.Forward(context.Background(), nil)
+		require.NoError(t, err)
+		near(t, math.Log(others)-math.Log1p(others), probs[0][0].LogComplement, tolerance, "log(1 − p), p = 1 − %g", others)
+	})
+}
+
 // worst are the largest errors, for people.
 type worst struct{ logP, gradient float64 }
 

@@ -121,8 +121,8 @@ plant '3 coldness is 1'                                              'TestRefere
 plant '3 the total is that of the first completion'                  'TestReference'              optimize/objective.go    '		e.loss += loss' '		e.loss += loss; break'
 plant '3 the gradient forgets κ'                                     'TestReferenceCases$'        csrc/softmax.cpp         '(float) (w->weight*coldness)' '(float) w->weight'
 plant '3 p − onehot in place of onehot − p'                          'TestReferenceCases$'        csrc/softmax.cpp         '(float) (-total*coldness/sum)' '(float) (total*coldness/sum)'
-plant '3 1 − p is not accurate near p = 1'                           'TestProbabilit|TestQuantized|TestSpecifiedLogprobs|TestReferenceCases$' csrc/softmax.cpp         't->token == top ? std::log(others) - std::log(sum)' 't->token == top ? std::log(1.0f - (float) (e[top]/sum))'
-plant '3 the probability after the token'                            'TestReferenceCases$'        csrc/tree.h              'if (i + 1 >= n_prompt && i + 1 < n_tokens) {' 'if (i >= n_prompt && i + 1 < n_tokens) {'
+plant '3 1 − p is not accurate near p = 1'                           'TestComplementNearOne' csrc/softmax.cpp         't->token == top ? std::log(others) - std::log(sum)' 't->token == top ? std::log(1.0f - (float) (e[top]/sum))'
+plant '3 the probability after the token'                            'TestReferenceCases$'        csrc/tree.h              'index + i + 1 - n_prompt, tokens[i + 1], -1' 'index + i + 1 - n_prompt, tokens[i], -1'
 plant '4 adam: β₁ is 0.8'                                            'TestTenSteps'               optimize/adam.go         'beta1: 0.9,' 'beta1: 0.8,'
 plant '4 adam: β₂ is 0.99'                                           'TestTenSteps'               optimize/adam.go         'beta2: 0.999,' 'beta2: 0.99,'
 plant '4 adam: ε is 1e-6'                                            'TestAdam'                   optimize/adam.go         'eps: 1e-8}' 'eps: 1e-6}'
@@ -324,6 +324,6 @@ plant 'd a phase begins one late'                                    'TestPhases
 plant 'd steered from one later'                                     'TestPhases'                 ggmlsteer/slot.go        'position < a.From' 'position <= a.From'
 plant 'd a prefix of another strength is kept'                       'TestKeptPrefixes'           ggmlsteer/slot.go        ' && f.strength == other.strength' ''
 plant 'd a vector is known by its address'                           'TestVectorChanged'          ggmlsteer/slot.go        'unique.Make(string(content))' 'unique.Make(fmt.Sprintf("%p", s))'
-plant 'd slots in the order of their steerings'                      'TestSlotsInAnyOrder'        ggmlsteer/decoder.go     'slices.SortFunc(needed, (*lowered).compare)' ''
+plant 'd slots in the order of their steerings'                      'TestSlotsUnderTheirOwn' ggmlsteer/decoder.go     'slices.SortFunc(needed, (*lowered).compare)' ''
 plant 'd the steering of a lost token is forgotten'                  'TestLostTokens'             ggmlsteer/slot.go        'if at < len(s.factors) {' 'if false {'
 exit $missed
