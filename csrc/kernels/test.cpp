@@ -2,7 +2,7 @@
 // and their speed, on as many threads as given or 2:       test --bench [THREADS [TYPE]]
 #include "dequantize.h"
 #include "fixed.h"
-#include "gelu.h"
+#include "functions.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "lanes.h"
@@ -512,7 +512,7 @@ void test_dequantization() {
 double gelu(double x) { return 0.5*x*(1 + std::tanh(std::sqrt(2/M_PI)*(x + 0.044715*x*x*x))); }
 
 void test_gelu() {
-    constexpr double TOLERANCE = 1e-6; // what gelu.h promises
+    constexpr double TOLERANCE = 1e-6; // what functions.h promises
     std::vector<float> x = {0.0f, -0.0f, 1e-40f, -1e-40f, 10.0f, -10.0f, 1e4f, -1e4f, 3e38f, -3e38f};
     for (float v = -20; v < 20; v += 0.0007f) {
         x.push_back(v);
@@ -529,6 +529,46 @@ void test_gelu() {
     float odd[] = {NAN, INFINITY, -INFINITY};
     llsteer_gelu_f32(3, odd, odd);
     check(std::isnan(odd[0]) && odd[1] == INFINITY && std::fabs(odd[2]) <= TOLERANCE, "gelu of NaN, infinity, -infinity");
+}
+
+// f against its values in double; what it has for NaN and infinities
+void test_function(const std::string & name, void (* f)(int, float *, const float *), double (* g)(double), float least, float at_infinity, float at_minus_infinity) {
+    constexpr double TOLERANCE = 1e-6; // what functions.h promises
+    std::vector<float> x = {0.0f, -0.0f, 1e-40f, -1e-40f, 1e-20f, -1e-20f, 90.0f, -90.0f, 1e4f, -1e4f, 3e38f, -3e38f};
+    for (float v = -20; v < 20; v += 0.0007f) {
+        x.push_back(v);
+        x.push_back(v/50);
+    }
+    for (size_t n : {x.size(), x.size() - 1, (size_t) 1, (size_t) 7, (size_t) 19}) {
+        std::vector<float> y(n + 1, 7.0f);
+        f((int) n, y.data(), x.data());
+        bool ok = y[n] == 7.0f;
+        for (size_t i = 0; i < n; ++i) {
+            ok = ok && std::fabs(y[i] - g(x[i])) <= TOLERANCE*std::max<double>(least, std::fabs(g(x[i])));
+        }
+        check(ok, name + " of " + std::to_string(n) + " numbers");
+    }
+    float odd[] = {NAN, INFINITY, -INFINITY};
+    f(3, odd, odd);
+    check(std::isnan(odd[0]) && odd[1] == at_infinity && std::fabs(odd[2] - at_minus_infinity) <= TOLERANCE*1e-30f, name + " of NaN, infinity, -infinity");
+}
+
+void test_functions() {
+    // the least normal number, below which float32 has fewer digits
+    test_function("tanh", llsteer_tanh_f32, [](double x) { return std::tanh(x); }, 1e-37f, 1.0f, -1.0f);
+    test_function("sigmoid", llsteer_sigmoid_f32, [](double x) { return 1/(1 + std::exp(-x)); }, 1e-30f, 1.0f, 0.0f);
+    for (int n : {0, 1, 15, 16, 17, 63, 64, 65, 2304}) {
+        std::vector<float> x(n), y(n);
+        std::generate(x.begin(), x.end(), normal);
+        std::generate(y.begin(), y.end(), normal);
+        double sum = 0, size = 0;
+        for (int i = 0; i < n; ++i) {
+            sum += (double) (x[i]*y[i]);
+            size += std::fabs((double) x[i]*y[i]);
+        }
+        // the same products; n sums in either order, each rounded to 2^-53 of at most their size
+        check(std::fabs(llsteer_dot_f32(n, x.data(), y.data()) - sum) <= 2*n*0x1p-53*size, "dot of " + std::to_string(n) + " numbers");
+    }
 }
 
 // Where the system refuses tiles to a process, products are in fixed point.
@@ -728,6 +768,7 @@ int main(int argc, char ** argv) {
     test_refused_tiles(); // before this process asks for them
     test_dequantization();
     test_gelu();
+    test_functions();
     test_types_and_sizes();
     test_strides_and_broadcasts();
     test_experts();
