@@ -14,7 +14,7 @@ type optimizer interface {
 	accepts(params, gradient []loader.Parameters, loss float64) bool
 	// step begins a step from the evaluation that was accepted last: it sets params.
 	step(params []loader.Parameters)
-	// retreat sets params to a shorter step than the one that was not accepted.
+	// retreat sets params to another step in place of the one that was not accepted.
 	retreat(params []loader.Parameters)
 	// fits says whether its state, which JSON holds, is that of an optimizer which made a
 	// step of rows of these widths.
@@ -23,16 +23,31 @@ type optimizer interface {
 
 // Values of the option optimizer.
 const (
-	optimizerAdam  = "adam"
-	optimizerLBFGS = "lbfgs"
+	optimizerAdam   = "adam"
+	optimizerBundle = "bundle"
 )
 
-// newOptimizer is the one that the job asks for; lr is that of each layer's parameters.
-func (o *Options) newOptimizer(lr []float64) optimizer {
-	if o.Optimizer == optimizerLBFGS {
-		return newLBFGS(lr)
+// optimizer is the one that the job asks for.
+func (s *setup) optimizer() optimizer {
+	if s.job.Optimizer == optimizerBundle {
+		return newBundle(s.scales.lr, s.totalTarget())
 	}
-	return newAdam(lr)
+	return newAdam(s.scales.lr)
+}
+
+// totalTarget is the total loss to go to: target_loss, or the sum of the targets that the
+// completions are compared with one by one; nil: none.
+func (s *setup) totalTarget() *float64 {
+	if s.job.DoTargetLossSum {
+		return s.job.TargetLoss
+	}
+	total := 0.0
+	for _, c := range s.completions {
+		if c.target != nil {
+			total += *c.target
+		}
+	}
+	return &total
 }
 
 // An adam holds the state of Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1)

@@ -246,12 +246,12 @@ func (j *Job) validateCombination() error {
 		return badJob("melbo_layer", "output_constr_objective melbo needs the layer that it looks at")
 	case !melbo && j.MelboLayer != nil:
 		return badJob("melbo_layer", "it is for output_constr_objective melbo")
-	case j.Optimizer == optimizerLBFGS && j.NoiseScale != nil:
-		return badJob("optimizer", "lbfgs compares the losses of one step with those of the next, and noise changes them: adam does not mind")
-	case j.Optimizer == optimizerLBFGS && j.Satisfice:
-		return badJob("optimizer", "lbfgs takes the steps that lower the loss, and satisfice has to raise it where it is below its target: adam does not mind")
-	case j.Optimizer == optimizerLBFGS && j.Minibatch():
-		return badJob("optimizer", "lbfgs compares the losses of one step with those of the next, and those of a minibatch are of other prompts: adam does not mind")
+	case j.Optimizer == optimizerBundle && j.NoiseScale != nil:
+		return badJob("optimizer", "bundle compares the losses of one step with those of the next, and noise changes them: adam does not mind")
+	case j.Optimizer == optimizerBundle && j.Satisfice:
+		return badJob("optimizer", "bundle takes the steps that lower the loss, and satisfice has to raise it where it is below its target: adam does not mind")
+	case j.Optimizer == optimizerBundle && j.Minibatch():
+		return badJob("optimizer", "bundle compares the losses of one step with those of the next, and those of a minibatch are of other prompts: adam does not mind")
 	case !j.Minibatch() && given("minibatch_size"):
 		return badJob("minibatch_size", "a minibatch is made of prompts, and this job has examples")
 	}

@@ -44,7 +44,7 @@ type Options struct {
 	SparsityWeight        float64
 	EntropyWeight         float64
 	DoRelativeScale       bool
-	Optimizer             string // "adam" or "lbfgs"
+	Optimizer             string // "adam" or "bundle"
 	Seed                  uint64
 }
 
@@ -111,7 +111,7 @@ func (i *interval) holds(x float64) bool { // false for NaN
 
 var optionTable = []Option{
 	{Name: "lr", values: above0, absent: "auto", field: func(o *Options) any { return &o.LR },
-		Help: "Adam's learning rate, and lbfgs's unit of length; auto: 1 % of the residual stream's median norm, over √width"},
+		Help: "Adam's learning rate, and what the optimizer bundle measures a layer's parameters in; auto: 1 % of the residual stream's median norm, over √width"},
 	{Name: "max_iters", values: from0, absent: "none", field: func(o *Options) any { return &o.MaxIters },
 		Help: "most optimizer steps; 0 evaluates the start"},
 	{Name: "target_loss", Symbol: "target", values: anyNumber, absent: "none", field: func(o *Options) any { return &o.TargetLoss },
@@ -176,8 +176,8 @@ var optionTable = []Option{
 		Help: "several layers, a vector each: factor of H(softmax of the norms ‖v‖₂), which makes one layer win"},
 	{Name: "do_relative_scale", field: func(o *Options) any { return &o.DoRelativeScale },
 		Help: "measure each layer's vector, its lr and norms in units of 0.01 of the stream's norm at position 0 there, over √width; not with affine_rank"},
-	{Name: "optimizer", Choices: []string{optimizerAdam, optimizerLBFGS}, field: func(o *Options) any { return &o.Optimizer },
-		Help: "lbfgs takes far fewer steps on some models, and about as many on others; it goes without noise, minibatches and satisfice"},
+	{Name: "optimizer", Choices: []string{optimizerAdam, optimizerBundle}, field: func(o *Options) any { return &o.Optimizer },
+		Help: "bundle meets a target in fewer evaluations; it goes without noise, minibatches and satisfice"},
 	{Name: "seed", values: from0, field: func(o *Options) any { return &o.Seed },
 		Help: "where random draws begin"},
 }

@@ -165,7 +165,7 @@ type descent struct {
 func (s *setup) descent(keep Keep, progress func(Step)) *descent {
 	return &descent{
 		setup: s, objective: s.objective(), progress: progress, keep: keep,
-		state: state{Params: s.params, Optimizer: s.job.newOptimizer(s.scales.lr), Stopping: stopping{job: s.job}},
+		state: state{Params: s.params, Optimizer: s.optimizer(), Stopping: stopping{job: s.job}},
 	}
 }
 

@@ -104,8 +104,8 @@ func TestResumedRunsAreTheSame(t *testing.T) {
 	require.Greater(t, stages[false], 70)
 }
 
-// L-BFGS goes on with its pairs, its bound and, in the middle of a step, its halvings.
-func TestResumedLBFGSIsTheSame(t *testing.T) {
+// The bundle goes on with its tangents, its metric, its bounds and, in the middle of a step, its trials.
+func TestResumedBundleIsTheSame(t *testing.T) {
 	s := readSpecification(t)
 	rejected := 0
 	for _, e := range s.Kinds {
@@ -114,7 +114,7 @@ func TestResumedLBFGSIsTheSame(t *testing.T) {
 		}
 		t.Run(e.Name, func(t *testing.T) {
 			job := s.job(t, &e)
-			job.Optimizer, job.LR, job.MaxIters = optimizerLBFGS, ptr(1.0), ptr(6)
+			job.Optimizer, job.LR, job.MaxIters = optimizerBundle, ptr(1.0), ptr(6)
 			whole := continuesTheSame(t, engine{s.open[e.Model]}, job)
 			rejected += whole.result.Evaluations - len(whole.steps)
 		})
