@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// at is a bundle's parameters, and gradientOf a gradient, of one layer with a vector.
+// vectorOf are the parameters, or the gradient, of one layer.
 func vectorOf(v ...float32) []loader.Parameters { return []loader.Parameters{{Vector: v}} }
 
 // The first step is Polyak's: it goes where the tangent is as low as the goal, along a gradient
@@ -39,8 +39,9 @@ func TestBundleFirstStep(t *testing.T) {
 	}
 }
 
-// A step goes to the nearest point that all tangents allow: a corner, where two bound it; the border of
-// one, where the other is far away. One that is wrong at the best point is lowered until it is right there.
+// A step goes to the nearest point that all tangents allow: a corner, where two bound it; the
+// border of one, where the other is far away. One that is wrong at the best point is lowered until
+// it is right there, and one that is too low there stays.
 func TestBundleNearestPoint(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -97,6 +98,21 @@ func TestBundleGrowth(t *testing.T) {
 	require.True(t, b.accepts(params, vectorOf(-1), 99))
 	b.step(params)
 	require.Equal(t, float32(4+1.5*4), params[0].Vector[0])
+}
+
+// The last ten tangents are kept, and the steepness of all evaluations, those that were no better too.
+func TestBundleMemory(t *testing.T) {
+	b := newBundle([]float64{1}, ptr(0.0))
+	steep := []float64{0, 0}
+	for n := range 12 {
+		b.accepts(vectorOf(float32(n), 1), vectorOf(float32(n+1), 2), 100+float64(n%2))
+		steep[0] += float64((n + 1) * (n + 1))
+		steep[1] += 4
+	}
+	require.Len(t, b.Cuts, 10)
+	require.Equal(t, halfspace{[]float64{3, 2}, 100 - (3*2 + 2*1)}, b.Cuts[0])
+	require.Equal(t, halfspace{[]float64{12, 2}, 101 - (12*11 + 2*1)}, b.Cuts[9])
+	require.Equal(t, steep, b.Steep)
 }
 
 // A step begins ahead of the best point, by a fifth of the last one; after an evaluation that was
@@ -176,8 +192,8 @@ func TestBundleOnABowl(t *testing.T) {
 	require.Positive(t, rejected, "the goal is below the bottom, on purpose")
 }
 
-// On the demo job it meets a target that takes Adam 81 steps in a tenth of them; evaluations that end no step
-// are not reported.
+// On the demo job it meets a target that takes Adam 81 steps in a tenth of them; evaluations
+// that end no step are not reported.
 func TestBundleOnTheDemo(t *testing.T) {
 	m := demoModel(t)
 	job, err := ReadJob("demo", demo.Job)

@@ -104,7 +104,7 @@ func TestResumedRunsAreTheSame(t *testing.T) {
 	require.Greater(t, stages[false], 70)
 }
 
-// The bundle goes on with its tangents, its metric, its bounds and, in the middle of a step, its trials.
+// The bundle goes on with its tangents, its metric, its bounds and, within a step, its trials.
 func TestResumedBundleIsTheSame(t *testing.T) {
 	s := readSpecification(t)
 	rejected := 0

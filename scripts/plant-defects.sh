@@ -5,7 +5,7 @@
 #
 # A name begins with what the defect breaks, by the numbers that the method's specification has: 1 the
 # operator, 2 examples, 3 losses, 4 options and the iteration, 5 the notebook's runs, 6 noise, 7 the
-# output-constrained stage, 8 utilities, 10 automatic scales; r is resuming, l L-BFGS, d slots of
+# output-constrained stage, 8 utilities, 10 automatic scales; r is resuming, b the optimizer bundle, d slots of
 # a decoder.
 #
 #   plant-defects.sh [WORDS]    only those with WORDS in their name
@@ -315,9 +315,30 @@ plant 'r a moment is not kept'                                       'TestResume
 plant 'r patience begins anew'                                       'TestResumedCounts'          optimize/run.go          'Met, Still int' 'Met, Still int `json:"-"`'
 plant 'r the best value is not kept'                                 'TestResumedRuns'            optimize/constrained.go  'BestValue                   float64' 'BestValue float64 `json:"-"`'
 plant 'r the objective before is not kept'                           'TestResumedRuns'            optimize/constrained.go  'Previous                    float64' 'Previous float64 `json:"-"`'
-plant 'r halvings are not kept'                                      'TestResumedLBFGS'           optimize/lbfgs.go        'Trials    int' 'Trials int `json:"-"`'
+plant 'r trials are not kept'                                        'TestResumedBundle'          optimize/bundle.go       'Trials int ' 'Trials int `json:"-"` '
+plant 'r the share of the way is not kept'                           'TestResumedBundle'          optimize/bundle.go       'Reach  float64 ' 'Reach float64 `json:"-"` '
+plant 'r the steepness is not kept'                                  'TestResumedBundle'          optimize/bundle.go       'Steep  []float64 ' 'Steep []float64 `json:"-"` '
 plant 'r --resume forgets the steps behind it'                       'TestScripts/resume'         cmd/llsteer/resume.go    'k.steps = k.found.Steps' '_ = k.found.Steps'
-plant 'l lbfgs with satisfice'                                       'TestCombinations'           optimize/job.go          'j.Optimizer == optimizerLBFGS && j.Satisfice' 'false'
+plant 'b with satisfice'                                             'TestCombinations'           optimize/job.go          'j.Optimizer == optimizerBundle && j.Satisfice' 'false'
+plant 'b goal: the target itself'                                    'TestBundleLevel'            optimize/bundle.go       'beyond*math.Abs(b.Start)' '0*beyond'
+plant 'b goal: what has met the target stays'                        'TestBundleLevel'            optimize/bundle.go       'min(target, b.Loss)' 'target'
+plant 'b goal: without a target as with one'                         'TestBundleLevel'            optimize/bundle.go       '0.0, bundleBelow' '0.0, bundleBeyond'
+plant 'b goal: the target of the last completion'                    'TestTotalTarget'            optimize/adam.go         'total += *c.target' 'total = *c.target'
+plant 'b the tangent is that at 0'                                   'TestBundleFirstStep'        optimize/bundle.go       'loss - dot(g, x)}' 'loss}'
+plant 'b a gradient in other units'                                  'TestBundleFirstStep'        optimize/bundle.go       'b.flat(gradient, 1)' 'b.flat(gradient, -1)'
+plant 'b one tangent is kept'                                        'TestBundleMemory'           optimize/bundle.go       'len(b.Cuts)-bundleCuts' 'len(b.Cuts)-1'
+plant 'b metric of the last gradient'                                'TestBundleMemory'           optimize/bundle.go       'b.Steep[i] += g[i]' 'b.Steep[i] = g[i]'
+plant 'b metric: as in Adam'                                         'TestBundleNearestPoint'     optimize/bundle.go       'power, least = 0.375' 'power, least = 0.5'
+plant 'b a tangent above the best point stays'                       'TestBundleNearestPoint'     optimize/bundle.go       'max(0, above)' '0*above'
+plant 'b a tangent below the best point is raised'                   'TestBundleNearestPoint'     optimize/bundle.go       'max(0, above)' 'above'
+plant 'b a tangent pushes away from its border'                      'TestBundleNearestPoint'     optimize/bundle.go       'max(0, lambda[i]+' '(lambda[i]+'
+plant 'b the step has any length'                                    'TestBundleGrowth'           optimize/bundle.go       'n > b.Radius' 'n < 0'
+plant 'b it does not begin ahead'                                    'TestBundleMomentum'         optimize/bundle.go       'axpy(bundleAhead' 'axpy(0*bundleAhead'
+plant 'b it begins ahead of a failure'                               'TestBundleMomentum'         optimize/bundle.go       'clear(b.Move)' ''
+plant 'b after a failure as far again'                               'TestBundleTrials'           optimize/bundle.go       'b.Reach /= 2' ''
+plant 'b never again twice as far'                                   'TestBundleTrials'           optimize/bundle.go       'min(1, 2*b.Reach)' 'b.Reach'
+plant 'b as good is better'                                          'TestBundleTrials'           optimize/bundle.go       'loss >= b.Loss' 'loss > b.Loss'
+plant 'b failures without end'                                       'TestBundleTrials'           optimize/bundle.go       ' && b.Trials < bundleTrials' ''
 plant 'd the strength of another steering'                           'TestSlots|TestSpecifiedLogprobs' ggmlsteer/decoder.go     'strengths[k*n+i] = C.float' 'strengths[(len(d.loaded)-1-k)*n+i] = C.float'
 plant 'd prompt-only is ignored'                                     'TestPromptOnly'             ggmlsteer/slot.go        '(a.Steering.PromptOnly ||' '(false ||'
 plant 'd a phase begins one late'                                    'TestPhases'                 ggmlsteer/slot.go        'inPrompt := position < prompt' 'inPrompt := position <= prompt'
