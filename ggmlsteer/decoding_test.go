@@ -283,36 +283,14 @@ func TestSessionSequencesSideBySide(t *testing.T) {
 		}
 		layers := []int{0, f.Layers / 2}
 		ops := []Operation{{Vectors: [][]float32{randomVector(random, f.Width, 2)}}, {Vectors: [][]float32{randomVector(random, f.Width, 2)}}}
-		evaluate := func(sequences ...Sequence) (probs [][]Prob, gradient []Operation, tokens int) {
-			s, err := m.NewSession(SessionOptions{Layers: layers, Vectors: 1, Coldness: 1}, sequences)
-			require.NoError(t, err)
-			defer s.Close()
-			probs, err = s.Forward(context.Background(), ops)
-			require.NoError(t, err)
-			weights := make([][]float64, len(probs))
-			for i := range probs {
-				for j := range probs[i] {
-					weights[i] = append(weights[i], 1+0.5*float64(j))
-				}
-			}
-			gradient, err = s.Backward(context.Background(), weights)
-			require.NoError(t, err)
-			return probs, gradient, s.BatchTokens()
-		}
-		together, gradient, tokens := evaluate(sequences...)
-		sum := each(gradient, gradient, func(a, _ []float32) []float32 { return make([]float32, len(a)) })
-		for i, s := range sequences {
-			alone, of, _ := evaluate(s)
-			require.Len(t, together[i], len(alone[0]))
-			for j := range alone[0] {
-				near(t, alone[0][j].Log, together[i][j].Log, logProbTolerance, "sequence %d, target %d", i, j)
-			}
-			sum = moved(sum, of, 1)
-		}
-		nearVector(t, slices.Concat(rowsOf(sum)...), slices.Concat(rowsOf(gradient)...), gradientTolerance, "the gradient of the sum")
+		o := SessionOptions{Layers: layers, Vectors: 1, Coldness: 1}
+		requireSumOfParts(t, m, o, ops, sequences)
+		s, err := m.NewSession(o, sequences)
+		require.NoError(t, err)
+		defer s.Close()
 		// of 15 tokens all but the last, two that only the second text has, the texts whose
 		// factors differ from the first on, and one token of a prompt
-		require.Equal(t, 14+2+14+14+1, tokens, "tokens computed")
+		require.Equal(t, 14+2+14+14+1, s.BatchTokens(), "tokens computed")
 	})
 }
 

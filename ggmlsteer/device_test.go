@@ -43,25 +43,37 @@ func inAProcess(t *testing.T, tests string, env ...string) string {
 	return string(out)
 }
 
-func builtModule(t *testing.T, path, target string) string {
+func mockDevice(t *testing.T) string {
 	t.Helper()
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s is not there: `make %s` builds it", path, target)
+	require.FileExists(t, mockModule, "`make test` builds it")
+	return absolute(t, mockModule)
+}
+
+// cudaBackend skips tests of what takes long to build; `make test` says so.
+func cudaBackend(t *testing.T) string {
+	t.Helper()
+	if _, err := os.Stat(cudaModule); err != nil {
+		t.Skipf("%s is not there: `make cuda` builds it", cudaModule)
 	}
-	absolute, err := filepath.Abs(path)
+	return absolute(t, cudaModule)
+}
+
+func absolute(t *testing.T, path string) string {
+	t.Helper()
+	path, err := filepath.Abs(path)
 	require.NoError(t, err)
-	return absolute
+	return path
 }
 
 func TestMockDevice(t *testing.T) {
-	mock := builtModule(t, mockModule, "test")
+	mock := mockDevice(t)
 	inAProcess(t, "^(TestReference.*|TestOnDevice|TestLittleMemory)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=-1")
 	inAProcess(t, "^(TestReferenceCases|TestReferenceCasesDecoded|TestOnDevice)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=2")
 }
 
 // TestCUDARefusesNothing has the mock device refuse what ggml's CUDA backend would.
 func TestCUDARefusesNothing(t *testing.T) {
-	mock, cuda := builtModule(t, mockModule, "test"), builtModule(t, cudaModule, "cuda")
+	mock, cuda := mockDevice(t), cudaBackend(t)
 	inAProcess(t, "^(TestReferenceCases|TestOnDevice)$", "GGML_BACKEND_PATH="+mock, mockAs+"="+cuda, testGPULayers+"=-1")
 }
 
@@ -75,7 +87,7 @@ var leftByArchitecture = map[string][]string{
 }
 
 func TestArchitecturesOnCUDA(t *testing.T) {
-	mock, cuda := builtModule(t, mockModule, "test"), builtModule(t, cudaModule, "cuda")
+	mock, cuda := mockDevice(t), cudaBackend(t)
 	for _, name := range llamaCppArchitectures(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -104,7 +116,7 @@ func leftToCPU(m *Model, layers []int) ([]string, error) {
 
 // TestCUDAWithoutGPU loads the CUDA backend on a machine without a GPU or its driver.
 func TestCUDAWithoutGPU(t *testing.T) {
-	builtModule(t, cudaModule, "cuda")
+	cudaBackend(t)
 	if _, err := os.Stat("/proc/driver/nvidia"); err == nil {
 		t.Skip("there is an NVIDIA driver")
 	}

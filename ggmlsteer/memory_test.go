@@ -97,6 +97,20 @@ func nearProbs(t *testing.T, expected, found [][]Prob) {
 	}
 }
 
+// requireSumOfParts: a session over sequences has the probabilities that each has alone, and its
+// gradient is the sum of theirs.
+func requireSumOfParts(t *testing.T, m *Model, o SessionOptions, ops []Operation, sequences []Sequence) {
+	t.Helper()
+	together, gradient := evaluated(t, m, o, ops, sequences...)
+	sum := each(gradient, gradient, func(a, _ []float32) []float32 { return make([]float32, len(a)) })
+	for i, s := range sequences {
+		alone, of := evaluated(t, m, o, ops, s)
+		nearProbs(t, alone, together[i:i+1])
+		sum = moved(sum, of, 1)
+	}
+	nearVector(t, slices.Concat(rowsOf(sum)...), slices.Concat(rowsOf(gradient)...), gradientTolerance, "the gradient of the sum")
+}
+
 // Attention in chunks is attention: texts in a batch that is long have the probabilities and the
 // gradients that each has alone.
 func TestLongBatches(t *testing.T) {
@@ -108,14 +122,7 @@ func TestLongBatches(t *testing.T) {
 		for range 6 {
 			sequences = append(sequences, randomSequence(random, m, 200, 150, 0))
 		}
-		together, gradient := evaluated(t, m, o, ops, sequences...)
-		sum := each(gradient, gradient, func(a, _ []float32) []float32 { return make([]float32, len(a)) })
-		for i, s := range sequences {
-			alone, of := evaluated(t, m, o, ops, s)
-			nearProbs(t, alone, together[i:i+1])
-			sum = moved(sum, of, 1)
-		}
-		nearVector(t, slices.Concat(rowsOf(sum)...), slices.Concat(rowsOf(gradient)...), gradientTolerance, "the gradient of the sum")
+		requireSumOfParts(t, m, o, ops, sequences)
 	})
 }
 
