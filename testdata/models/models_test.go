@@ -126,7 +126,9 @@ func TestRecipeOnGemma3(t *testing.T) {
 }
 
 // With the tutorial's weights and each layer's own units one layer in the middle third wins: it is
-// ten times as long, in its units, as all others. (Without, layer 0 wins, whose stream is smallest.)
+// several times as long, in its units, as any other. (Without, layer 0 wins, whose stream is smallest.)
+// The loss goes up and down in such a run, and how many times as long is not settled: after 60 to 160
+// steps, with two processors' arithmetic, between 4 and 23 times, and 8 and 12 after 80. Three is asked for.
 func TestAMiddleLayerWinsOnGemma3(t *testing.T) {
 	r := llsteer[struct {
 		Norms map[string]float64
@@ -145,7 +147,7 @@ func TestAMiddleLayerWinsOnGemma3(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, n >= 6 && n < 12, "layer %d won", n)
 	for layer := range r.Norms {
-		require.True(t, layer == longest || units(layer) <= units(longest)/10, "layer %s has %v units, the winner %v", layer, units(layer), units(longest))
+		require.True(t, layer == longest || units(layer) <= units(longest)/3, "layer %s has %v units, the winner %v", layer, units(layer), units(longest))
 	}
 }
 
