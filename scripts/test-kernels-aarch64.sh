@@ -1,11 +1,11 @@
 #!/bin/sh
 # Builds the kernels and their test for aarch64 and runs them under qemu, on a machine of
-# another kind (Debian: apt install g++-aarch64-linux-gnu qemu-user). Run `make` before.
+# another kind (Debian: apt install g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user). Run `make` before.
 set -eu
 cd "$(dirname "$0")/.."
 CXX=aarch64-linux-gnu-g++
 for tool in $CXX aarch64-linux-gnu-gcc qemu-aarch64; do
-    command -v $tool >/dev/null || { echo "test-kernels-aarch64.sh: $tool is needed (Debian: apt install g++-aarch64-linux-gnu qemu-user)" >&2; exit 2; }
+    command -v $tool >/dev/null || { echo "test-kernels-aarch64.sh: $tool is needed (Debian: apt install g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)" >&2; exit 2; }
 done
 src=build/src/ggml/src
 out=build/aarch64
