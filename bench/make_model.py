@@ -22,7 +22,7 @@ SHAPES = {
     "9b": dict(blocks=42, width=3584, ff=14336, heads=16, kv_heads=8, head=256, vocab=256000),
     "tiny": dict(blocks=4, width=256, ff=1024, heads=4, kv_heads=2, head=64, vocab=2048),
 }
-FTYPES = {"q8_0": 7, "q4_k_m": 15}  # llama_ftype of llama.h
+FTYPES = {"q8_0": 7, "q4_k_m": 15, "q6_k": 18}  # llama_ftype of llama.h
 
 
 def write(path, blocks, width, ff, heads, kv_heads, head, vocab):

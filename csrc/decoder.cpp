@@ -71,14 +71,9 @@ struct steer_decoder {
     steer_decoder_options options;
     llama_context * context;
 
-    // the steering in use, and the leaves that hold its numbers
+    // the steering in use, and its numbers
     llama_adapter_steer steer;
-    struct leaves {
-        ggml_context * context;
-        ggml_backend_buffer_t buffer;
-    };
-    std::map<ggml_backend_dev_t, leaves> of_device;
-    int32_t n_strengths = 0;
+    std::unique_ptr<steer_operations> operations;
 
     std::vector<llama_pos> position; // of each sequence's next token
     // of the tokens that are being decoded: strengths [n_strengths][n], and where a token of a sequence stands in them
@@ -105,7 +100,6 @@ struct steer_decoder {
 
     ~steer_decoder() {
         llama_free(context);
-        forget_steering();
     }
     steer_decoder(const steer_decoder &) = delete;
 
@@ -126,16 +120,6 @@ struct steer_decoder {
             n = 0;
         }
         position[seq] = n;
-    }
-
-    void forget_steering() {
-        for (const auto & device : of_device) {
-            ggml_backend_buffer_free(device.second.buffer);
-            ggml_free(device.second.context);
-        }
-        of_device.clear();
-        steer.ops.clear();
-        n_strengths = 0;
     }
 };
 
@@ -160,52 +144,12 @@ void steer_decoder_free(steer_decoder * decoder) {
 
 steer_status steer_decoder_steer(steer_decoder * d, const steer_operation * operations, int32_t n, int32_t n_strengths, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
-        std::vector<int32_t> layers;
-        for (int32_t i = 0; i < n; ++i) {
-            layers.push_back(operations[i].layer);
-        }
-        // the input of a block that would follow the last one is its output
-        steer_check_layers(d->model, layers.data(), n, steer_n_layer(d->model) + 1);
-
-        d->forget_steering();
+        auto made = std::make_unique<steer_operations>(d->model, operations, n, n_strengths);
+        d->steer.ops = made->of_layer;
         d->steer.version = steer_next_version();
         d->steer.applied.clear();
+        d->operations = std::move(made);
         d->context->steer = n ? &d->steer : nullptr;
-        d->n_strengths = n_strengths;
-        if (n == 0) {
-            return;
-        }
-        const int64_t n_embd = d->model.model->hparams.n_embd;
-        for (int32_t i = 0; i < n; ++i) {
-            const steer_operation & o = operations[i];
-            // each where its block is computed
-            auto & leaves = d->of_device[d->model.model->dev_layer(std::min(o.layer, steer_n_layer(d->model) - 1))];
-            if (!leaves.context) {
-                leaves.context = ggml_init({ 3*n*ggml_tensor_overhead(), nullptr, true });
-            }
-            auto leaf = [&](int64_t rows) { return rows ? ggml_new_tensor_2d(leaves.context, GGML_TYPE_F32, n_embd, rows) : nullptr; };
-            auto & op = d->steer.ops[o.layer];
-            op.vectors = leaf(o.n_vectors);
-            op.left    = leaf(o.rank);
-            op.right   = leaf(o.rank);
-            op.s_vectors.assign(o.s_vectors, o.s_vectors + o.n_vectors);
-            op.s_rows.assign(o.s_rows, o.s_rows + o.rank);
-        }
-        for (auto & device : d->of_device) {
-            device.second.buffer = ggml_backend_alloc_ctx_tensors_from_buft(device.second.context, ggml_backend_dev_buffer_type(device.first));
-            if (!device.second.buffer) {
-                throw std::bad_alloc();
-            }
-        }
-        for (int32_t i = 0; i < n; ++i) {
-            const steer_operation & o = operations[i];
-            const auto & op = d->steer.ops[o.layer];
-            for (const auto & leaf : { std::make_pair(op.vectors, o.vectors), std::make_pair(op.left, o.left), std::make_pair(op.right, o.right) }) {
-                if (leaf.first) {
-                    ggml_backend_tensor_set(leaf.first, leaf.second, 0, ggml_nbytes(leaf.first));
-                }
-            }
-        }
     });
 }
 

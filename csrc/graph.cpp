@@ -144,6 +144,8 @@ computation::computation(graph_base & base, const tree & tokens, const llama_ada
             }
             if (strcmp(name, "kqv_out") == 0) {
                 attended.push_back(t);
+            } else if (strcmp(name, "steer") == 0) {
+                steered[il] = t;
             }
         },
         result.get(), &this->steer, 0,
@@ -228,6 +230,11 @@ graph::graph(graph_base & base, tree && t, const llama_adapter_steer & steer, in
         stream = layer_input(observed);
         stream->flags |= GGML_TENSOR_FLAG_OUTPUT;
     }
+    for (const auto & layer : steer.ops) {
+        if (!steered.count(layer.first)) {
+            steer_throw(STEER_BAD_INPUT, STEER_IGNORED, llm_arch_name(base.model.model->arch), layer.first);
+        }
+    }
 }
 
 size_t graph::row(int32_t i) const {
@@ -243,12 +250,13 @@ ggml_tensor * graph::layer_input(int32_t layer) const {
     return found->second;
 }
 
+ggml_tensor * graph::layer_read(int32_t layer) const {
+    ggml_tensor * input = layer_input(layer);
+    const auto found = steered.find(layer);
+    return found == steered.end() ? input : found->second;
+}
+
 void graph::differentiate(bool twice) {
-    for (const auto & layer : steer.ops) {
-        if (!steer.applied.count(layer.first)) {
-            steer_throw(STEER_BAD_INPUT, STEER_IGNORED, llm_arch_name(base.model.model->arch), layer.first);
-        }
-    }
     if (stream) {
         const auto d = computation::differentiate({ hidden, stream });
         d_hidden = d[0];

@@ -13,6 +13,7 @@
 #include "llama-context.h"
 #include "llama-graph.h"
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -53,6 +54,7 @@ protected:
     llama_ubatch ubatch;
     std::unique_ptr<llm_graph_result> result;
     std::vector<ggml_tensor *> attended; // what the blocks' attentions give, before their output matrix
+    std::map<int32_t, ggml_tensor *> steered; // by layer: what its operation gives
     ggml_cgraph * nodes = nullptr;
     int n_forward = 0, n_nodes = 0;
     std::unique_ptr<steer_placement> placement;
@@ -64,8 +66,10 @@ public:
     // observed: the layer whose input is observed, or -1
     graph(graph_base & base, tree && tokens, const llama_adapter_steer & steer, int32_t observed);
 
-    // The residual stream at the input of a layer, of all tokens, steered.
+    // The residual stream at the input of a layer, of all tokens: as the layers below leave it, steered or not,
+    // and as its block reads it, which is after the layer's own steering.
     ggml_tensor * layer_input(int32_t layer) const;
+    ggml_tensor * layer_read(int32_t layer) const;
 
     // Appends the backward nodes. twice: activations are not kept for them, but computed
     // again from checkpoints, block by block. The same bits, in less memory.

@@ -10,6 +10,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <exception>
+#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -89,6 +90,21 @@ int32_t steer_n_layer(const steer_model & model);
 
 // Are layers[0..n) among the first n_layer, ascending and each once? Throws if not.
 void steer_check_layers(const steer_model & model, const int32_t * layers, int32_t n, int32_t n_layer);
+
+// Operations as a graph reads them, their numbers copied: each in the memory of the device that computes its block.
+struct steer_operations {
+    std::map<int32_t, llama_adapter_steer_op> of_layer;
+
+    steer_operations(const steer_model & model, const steer_operation * operations, int32_t n, int32_t n_strengths);
+    steer_operations(const steer_operations &) = delete;
+
+private:
+    struct leaves {
+        ggml_context_ptr context;
+        ggml_backend_buffer_ptr buffer;
+    };
+    std::map<ggml_backend_dev_t, leaves> of_device;
+};
 
 inline ggml_prec steer_prec(steer_precision p) { return p == STEER_F32 ? GGML_PREC_EXACT : p == STEER_BF16 ? GGML_PREC_FIXED : GGML_PREC_DEFAULT; }
 

@@ -398,21 +398,31 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
     });
 }
 
-steer_status steer_activations(const steer_model * m, const steer_token * tokens, int32_t n_tokens, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size) {
+steer_status steer_activations(const steer_model * m, const steer_token * tokens, int32_t n_tokens, const steer_operation * operations, int32_t n_operations,
+    const float * strengths, int32_t n_strengths, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size) {
     return steer_guard(err, err_size, [&] {
         steer_check_layers(*m, layers, n_layers, steer_n_layer(*m));
-        std::vector<steer_token> with_target(tokens, tokens + n_tokens); // the batch leaves out the last token
-        with_target.push_back(0);
+        // the batch leaves out the last token
         const int32_t n = n_tokens + 1;
+        std::vector<steer_token> with_target(tokens, tokens + n_tokens);
+        with_target.push_back(0);
+        std::vector<float> strengths_with_target;
+        for (int32_t k = 0; k < n_strengths; ++k) {
+            strengths_with_target.insert(strengths_with_target.end(), strengths + (size_t) k*n_tokens, strengths + (size_t) (k + 1)*n_tokens);
+            strengths_with_target.push_back(0);
+        }
         check_sequences(*m, { 1, &n, &n_tokens, with_target.data(), nullptr });
+        const steer_operations given(*m, operations, n_operations, n_strengths);
+        llama_adapter_steer steer;
+        steer.ops = given.of_layer;
         graph_base base(*m, n, STEER_F32);
         base.devices.set_cancel(cancel);
         tree t;
-        t.add(with_target.data(), n, n_tokens, nullptr, 0, 0, false);
-        graph g(base, std::move(t), {}, -1);
+        t.add(with_target.data(), n, n_tokens, strengths_with_target.data(), n_strengths, 0, false);
+        graph g(base, std::move(t), steer, -1);
         std::vector<ggml_tensor *> streams;
         for (int32_t i = 0; i < n_layers; ++i) {
-            streams.push_back(g.layer_input(layers[i]));
+            streams.push_back(g.layer_read(layers[i]));
         }
         g.settle(streams);
         g.forward();

@@ -106,7 +106,7 @@ typedef struct {
     int32_t n_vectors;       // vectors at each layer, k
     int32_t rank;            // rows of the matrices at each layer, j
     double  coldness;        // p = softmax(coldness*logits)
-    int32_t observed_layer;  // a layer whose input is observed as well, steered by the layers below it; -1: none
+    int32_t observed_layer;  // a layer whose input is observed as well, as the layers below it leave it, steered themselves; -1: none
     steer_precision precision; // not STEER_ORDINARY
     double  memory;          // about how many bytes activations may take: see below; 0: 1.5e9
 } steer_session_options;
@@ -148,8 +148,26 @@ steer_status steer_session_forward(steer_session * session, const float * params
 // last forward's params, shaped as they are. d_streams may be NULL: 0.
 steer_status steer_session_backward(steer_session * session, const double * weights, const float * d_streams, float * gradient, const int32_t * cancel, char * err, size_t err_size);
 
-// The unsteered residual stream at the input of layers: [n_layers][n_tokens][n_embd].
-steer_status steer_activations(const steer_model * model, const steer_token * tokens, int32_t n_tokens, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size);
+// ---- operations with given numbers ----------------------------------------
+
+// The steering operation at one layer. Layers ascend and are each given once; the number of
+// blocks stands for the output of the last one.
+typedef struct {
+    int32_t         layer;
+    int32_t         n_vectors;
+    const float   * vectors;   // [n_vectors][n_embd]
+    const int32_t * s_vectors; // [n_vectors]: which strength is the factor
+    int32_t         rank;
+    const float   * left;      // [rank][n_embd]
+    const float   * right;     // [rank][n_embd]
+    const int32_t * s_rows;    // [rank]
+} steer_operation;
+
+// The residual stream at layers as their blocks read it, [n_layers][n_tokens][n_embd]: steered at the
+// layers below and at the layer itself, other than what a session observes. strengths:
+// [n_strengths][n_tokens]. Without operations it is the unsteered stream.
+steer_status steer_activations(const steer_model * model, const steer_token * tokens, int32_t n_tokens, const steer_operation * operations, int32_t n_operations,
+    const float * strengths, int32_t n_strengths, const int32_t * layers, int32_t n_layers, float * x, const int32_t * cancel, char * err, size_t err_size);
 
 // ---- decoder: generation with a KV cache ----------------------------------
 
@@ -162,25 +180,13 @@ typedef struct {
     int32_t n_cells; // of the KV cache: tokens that sequences share by steer_decoder_copy take one together; 0: n_ctx*n_seq
 } steer_decoder_options;
 
-// The steering operation at one layer; its strengths are given to every decode.
-typedef struct {
-    int32_t         layer;
-    int32_t         n_vectors;
-    const float   * vectors;   // [n_vectors][n_embd]
-    const int32_t * s_vectors; // [n_vectors]: which strength is the factor
-    int32_t         rank;
-    const float   * left;      // [rank][n_embd]
-    const float   * right;     // [rank][n_embd]
-    const int32_t * s_rows;    // [rank]
-} steer_operation;
-
 steer_status steer_decoder_new(const steer_model * model, const steer_decoder_options * options, steer_decoder ** decoder, char * err, size_t err_size);
 void         steer_decoder_free(steer_decoder * decoder);
 
 // Replaces the steering, for all tokens decoded from now on; the arrays are
-// copied. Layers ascend and are each given once; the number of blocks stands for
-// the output of the last one, where only tokens with logits are steered. A layer
-// that the model's graph does not have is refused by the next decode.
+// copied, and strengths are given to every decode. At the output of the last
+// block only tokens with logits are steered. A layer that the model's graph does
+// not have is refused by the next decode.
 steer_status steer_decoder_steer(steer_decoder * decoder, const steer_operation * operations, int32_t n_operations, int32_t n_strengths, char * err, size_t err_size);
 
 // Forgets all tokens.

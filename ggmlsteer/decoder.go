@@ -183,13 +183,7 @@ func (d *Decoder) decode(ctx context.Context, slots []*Slot, rowsFrom int) error
 	if err := d.load(factors); err != nil {
 		return err
 	}
-	strengths := make([]C.float, len(d.loaded)*n+1)
-	for i := range factors {
-		for _, f := range factors[i] {
-			k := slices.IndexFunc(d.loaded, func(l *lowered) bool { return l.id == f.id })
-			strengths[k*n+i] = C.float(f.strength)
-		}
-	}
+	strengths := strengthsOf(d.loaded, factors)
 	err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
 		return C.steer_decode(d.c, C.int32_t(n), &tokens[0], &sequences[0], &wanted[0], &strengths[0], cancel, text, size)
 	})
@@ -238,11 +232,25 @@ func (d *Decoder) load(factors [][]factor) error {
 	}
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
+	ops := d.model.operations(needed, &pinner)
+	d.loaded = nil // until it is done
+	defer runtime.KeepAlive(d)
+	err := call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
+		return C.steer_decoder_steer(d.c, unsafe.SliceData(ops), C.int32_t(len(ops)), C.int32_t(len(needed)), text, size)
+	})
+	if err == nil {
+		d.loaded = needed
+	}
+	return err
+}
+
+// operations are steerings as the engine takes them: strength k is the factor of all[k].
+func (m *Model) operations(all []*lowered, pinner *runtime.Pinner) []C.steer_operation {
 	var ops []C.steer_operation
-	for layer := range d.model.info.Layers + 1 { // the last is the output of the last block
+	for layer := range m.info.Layers + 1 { // the last is the output of the last block
 		var vectors, left, right []float32
 		var sVectors, sRows []C.int32_t
-		for k, l := range needed {
+		for k, l := range all {
 			i := slices.Index(l.layers, layer)
 			if i < 0 {
 				continue
@@ -257,25 +265,30 @@ func (d *Decoder) load(factors [][]factor) error {
 		if len(sVectors)+len(sRows) == 0 {
 			continue
 		}
-		pin(&pinner, vectors)
-		pin(&pinner, left)
-		pin(&pinner, right)
-		pin(&pinner, sVectors)
-		pin(&pinner, sRows)
+		pin(pinner, vectors)
+		pin(pinner, left)
+		pin(pinner, right)
+		pin(pinner, sVectors)
+		pin(pinner, sRows)
 		ops = append(ops, C.steer_operation{
 			layer: C.int32_t(layer), n_vectors: C.int32_t(len(sVectors)), vectors: (*C.float)(unsafe.SliceData(vectors)), s_vectors: unsafe.SliceData(sVectors),
 			rank: C.int32_t(len(sRows)), left: (*C.float)(unsafe.SliceData(left)), right: (*C.float)(unsafe.SliceData(right)), s_rows: unsafe.SliceData(sRows),
 		})
 	}
-	d.loaded = nil // until it is done
-	defer runtime.KeepAlive(d)
-	err := call(nil, func(_ *C.int32_t, text *C.char, size C.size_t) C.steer_status {
-		return C.steer_decoder_steer(d.c, unsafe.SliceData(ops), C.int32_t(len(ops)), C.int32_t(len(needed)), text, size)
-	})
-	if err == nil {
-		d.loaded = needed
+	return ops
+}
+
+// strengthsOf are the strengths [len(all)][len(factors)] of tokens, of which each has its factors.
+func strengthsOf(all []*lowered, factors [][]factor) []C.float {
+	n := len(factors)
+	strengths := make([]C.float, len(all)*n+1) // never empty, so that it has an address
+	for i := range factors {
+		for _, f := range factors[i] {
+			k := slices.IndexFunc(all, func(l *lowered) bool { return l.id == f.id })
+			strengths[k*n+i] = C.float(f.strength)
+		}
 	}
-	return err
+	return strengths
 }
 
 // Logits returns the logits after each token of a text, as a copy, steered as the

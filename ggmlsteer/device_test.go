@@ -67,8 +67,8 @@ func absolute(t *testing.T, path string) string {
 
 func TestMockDevice(t *testing.T) {
 	mock := mockDevice(t)
-	inAProcess(t, "^(TestReference.*|TestOnDevice|TestLittleMemory)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=-1")
-	inAProcess(t, "^(TestReferenceCases|TestReferenceCasesDecoded|TestOnDevice)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=2")
+	inAProcess(t, "^(TestReference.*|TestSpecifiedActivations|TestOnDevice|TestLittleMemory)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=-1")
+	inAProcess(t, "^(TestReferenceCases|TestReferenceCasesDecoded|TestSpecifiedActivations|TestOnDevice)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=2")
 }
 
 // TestCUDARefusesNothing has the mock device refuse what ggml's CUDA backend would.

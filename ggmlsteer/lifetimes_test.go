@@ -3,6 +3,7 @@ package ggmlsteer
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -567,6 +568,15 @@ func TestHostileActivations(t *testing.T) {
 		"without tokens": {nil, []int{0}}, "longer than the 256": {make([]Token, 257), []int{0}},
 	} {
 		_, err := m.Activations(ctx, test.tokens, test.layers)
+		inputError(t, err, what)
+	}
+	for what, active := range map[string]Active{
+		"has layers 0 to 3":   {Steering: added(map[int][]float32{5: make([]float32, m.Info().Embd)}), Strength: 1},
+		"model's width is":    {Steering: added(map[int][]float32{1: {1}}), Strength: 1},
+		"finite number":       {Steering: added(map[int][]float32{1: make([]float32, m.Info().Embd)}), Strength: math.NaN()},
+		"steering is missing": {},
+	} {
+		_, err := m.Activations(ctx, []Token{1}, []int{0}, active)
 		inputError(t, err, what)
 	}
 	x, err := m.Activations(ctx, []Token{1, 2}, nil)

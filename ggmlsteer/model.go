@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -392,9 +393,10 @@ func (m *Model) Differentiable(layers []int) error {
 	})
 }
 
-// Activations returns the unsteered residual stream at the input of each of
-// layers: x[l][i] for layer l and token i, of the model's width.
-func (m *Model) Activations(ctx context.Context, tokens []Token, layers []int) ([][][]float32, error) {
+// Activations returns the residual stream at layers as their blocks read it:
+// x[l][i] for layer l and token i, of the model's width. Steerings change it at
+// their own layers and at those above. The text counts as a prompt.
+func (m *Model) Activations(ctx context.Context, tokens []Token, layers []int, active ...Active) ([][][]float32, error) {
 	if err := m.acquire(); err != nil {
 		return nil, err
 	}
@@ -405,12 +407,29 @@ func (m *Model) Activations(ctx context.Context, tokens []Token, layers []int) (
 	if err := m.checkLength(len(tokens)); err != nil {
 		return nil, err
 	}
+	uses, err := m.uses(active)
+	if err != nil {
+		return nil, err
+	}
+	var all []*lowered
+	for i, u := range uses {
+		if i == 0 || u.id != uses[i-1].id {
+			all = append(all, u.lowered)
+		}
+	}
+	factors := make([][]factor, len(tokens))
+	for at := range factors {
+		factors[at] = factorsOf(uses, at, len(tokens))
+	}
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	ops, strengths := m.operations(all, &pinner), strengthsOf(all, factors)
 	embd := m.info.Embd
 	flat := make([]float32, len(layers)*len(tokens)*embd)
 	c := layersOf(layers)
 	if err := call(ctx, func(cancel *C.int32_t, text *C.char, size C.size_t) C.steer_status {
-		return C.steer_activations(m.c, (*C.steer_token)(&tokens[0]), C.int32_t(len(tokens)), unsafe.SliceData(c), C.int32_t(len(layers)),
-			(*C.float)(unsafe.SliceData(flat)), cancel, text, size)
+		return C.steer_activations(m.c, (*C.steer_token)(&tokens[0]), C.int32_t(len(tokens)), unsafe.SliceData(ops), C.int32_t(len(ops)),
+			&strengths[0], C.int32_t(len(all)), unsafe.SliceData(c), C.int32_t(len(layers)), (*C.float)(unsafe.SliceData(flat)), cancel, text, size)
 	}); err != nil {
 		return nil, err
 	}

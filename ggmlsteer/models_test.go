@@ -25,6 +25,7 @@ const (
 	logProbTolerance  = 1e-4 // of log p, κ = 0.7
 	lossTolerance     = 1e-4 // of one completion
 	gradientTolerance = 3e-5 // of the norm of each tensor
+	streamTolerance   = 1e-4 // of numbers of up to 8, which PyTorch's float32 moves by up to 1e-5
 )
 
 func TestMain(m *testing.M) {

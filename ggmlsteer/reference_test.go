@@ -163,12 +163,8 @@ func TestReferenceContinuation(t *testing.T) {
 func TestReferenceStreamNorms(t *testing.T) {
 	const tolerance = 1e-5 // of the norm: the stream is a sum of a few float32 vectors
 	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
-		layers := make([]int, f.Layers)
-		for l := range layers {
-			layers[l] = l
-		}
 		tokens := f.ResidualNorms.Tokens
-		norms, err := m.StreamNorms(context.Background(), [][]Token{tokens, tokens[:1]}, layers)
+		norms, err := m.StreamNorms(context.Background(), [][]Token{tokens, tokens[:1]}, everyLayer(m))
 		require.NoError(t, err)
 		require.Len(t, norms, len(f.ResidualNorms.Norms))
 		for l, expected := range f.ResidualNorms.Norms {

@@ -242,12 +242,12 @@ type factor struct {
 
 func (f factor) same(other factor) bool { return f.id == other.id && f.strength == other.strength }
 
-// use is how a token would be steered now.
-func (s *Slot) use(at int) (factors []factor) {
-	for i := 0; i < len(s.uses); {
-		l, strength := s.uses[i].lowered, 0.0
-		for ; i < len(s.uses) && s.uses[i].id == l.id; i++ {
-			strength += s.uses[i].at(at, s.prompt)
+// factorsOf is how uses steer the token at a position of a text.
+func factorsOf(uses []use, at, prompt int) (factors []factor) {
+	for i := 0; i < len(uses); {
+		l, strength := uses[i].lowered, 0.0
+		for ; i < len(uses) && uses[i].id == l.id; i++ {
+			strength += uses[i].at(at, prompt)
 		}
 		if f := (factor{l, float32(strength)}); f.strength != 0 {
 			factors = append(factors, f)
@@ -255,6 +255,9 @@ func (s *Slot) use(at int) (factors []factor) {
 	}
 	return factors
 }
+
+// use is how a token would be steered now.
+func (s *Slot) use(at int) []factor { return factorsOf(s.uses, at, s.prompt) }
 
 // factorsAt is how the next decode steers a token: one that was computed before, and that
 // the cache has lost, as it was then.

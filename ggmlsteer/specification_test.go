@@ -37,6 +37,13 @@ type specification struct {
 			Probs  []float64
 		}
 	}
+	Activations []struct {
+		Name, Model string
+		Tokens      []Token
+		Steerings   []specifiedSteering
+		SteeredFrom int           `json:"steered_from"`
+		Activations [][][]float32 // layers × tokens × width
+	}
 }
 
 type specifiedSteering struct {
@@ -88,6 +95,30 @@ func TestSpecifiedLogprobs(t *testing.T) {
 						found = probs[i].LogComplement
 					}
 					near(t, expected, found, logProbTolerance, "token %d at coldness %v", i, v.Coldness)
+				}
+			}
+		})
+	}
+}
+
+// The stream as the blocks read it, under steerings.
+func TestSpecifiedActivations(t *testing.T) {
+	s := readSpecification(t)
+	require.NotEmpty(t, s.Activations)
+	for _, e := range s.Activations {
+		t.Run(e.Name, func(t *testing.T) {
+			m, _ := openFixture(t, e.Model)
+			active := activeOf(e.Steerings)
+			for i := range active {
+				active[i].From = e.SteeredFrom
+			}
+			x, err := m.Activations(context.Background(), e.Tokens, everyLayer(m), active...)
+			require.NoError(t, err)
+			require.Len(t, x, len(e.Activations))
+			for l := range x {
+				require.Len(t, x[l], len(e.Tokens))
+				for i := range x[l] {
+					nearEach(t, e.Activations[l][i], x[l][i], streamTolerance, "layer %d, token %d", l, i)
 				}
 			}
 		})

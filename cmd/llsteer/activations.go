@@ -12,14 +12,15 @@ import (
 
 func (p *program) activations() *cobra.Command {
 	var model modelFlags
-	var prompts []string
+	var steer, prompts []string
 	var layer, out string
 	cmd := &cobra.Command{
-		Use:   "activations -m MODEL -p TEXT --layer LAYERS -o FILE.npy",
-		Short: "the residual stream at layers, for numpy",
-		Long: `Writes the residual stream at the input of layers for every token of a text, without
-any steering, as an array of float32 that numpy.load reads: layers × tokens × width,
-or tokens × width for one layer.`,
+		Use:   "activations -m MODEL [-s FILE[:STRENGTH]]... -p TEXT --layer LAYERS -o FILE.npy",
+		Short: "the residual stream at layers, steered or not, for numpy",
+		Long: `Writes the residual stream at layers, as their blocks read it, for every token of a
+text, as an array of float32 that numpy.load reads: layers × tokens × width, or
+tokens × width for one layer. A steering changes the stream at its own layer and at
+those above; layers below are as without it.`,
 		Example: `  llsteer activations -m demo -p "When you open the program," --layer 1,3 -o stream.npy`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,7 +41,7 @@ or tokens × width for one layer.`,
 			if err := checkOutputs(map[string]string{"--out": out}, model.path); err != nil {
 				return err
 			}
-			m, err := p.open(cmd.Context(), &model)
+			m, active, err := p.openSteered(cmd.Context(), &model, steer, nil)
 			if err != nil {
 				return err
 			}
@@ -56,7 +57,7 @@ or tokens × width for one layer.`,
 			if err := model.fits(m, "the text", len(tokens)); err != nil {
 				return err
 			}
-			x, err := m.Activations(cmd.Context(), tokens, chosen)
+			x, err := m.Activations(cmd.Context(), tokens, chosen, active...)
 			if err != nil {
 				return err
 			}
@@ -84,6 +85,7 @@ or tokens × width for one layer.`,
 		flags.StringArrayVarP(&prompts, "prompt", "p", nil, "the `TEXT`; @FILE reads a file, @- standard input, @@ is an @ (required)")
 	})
 	addFlags(cmd, "Activations", func(flags *pflag.FlagSet) {
+		addSteer(flags, &steer)
 		flags.StringVar(&layer, "layer", "", "`LAYERS` at whose input they are, from 0: 10, 3,7, 0-25 or all (required)")
 		flags.StringVarP(&out, "out", "o", "", "`FILE` to write, as numpy's .npy (required)")
 		completeFiles(flags, "out", "npy")

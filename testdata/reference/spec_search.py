@@ -1,11 +1,12 @@
-"""Log-probabilities of completions and beam search: section 8 of the specification."""
+"""Log-probabilities of completions, activations and beam search: section 8 of the specification."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
 import torch
 
-from spec_steering import log_probabilities, log_softmax
+from spec_steering import log_probabilities, log_softmax, steered
 
 
 def strengths_of(steerings, length):
@@ -25,6 +26,20 @@ def logprob(model, prompt, completion, steerings, coldness, complement):
             strengths_of(steerings, len(prompt) + len(completion)),
         )
     return torch.log(-torch.expm1(logp)) if complement else logp
+
+
+def activations(model, tokens, steerings, steered_from):
+    """What each block reads, layers × tokens × width; tokens before `steered_from` are not steered."""
+    strengths = strengths_of(steerings, len(tokens))
+    for strength in strengths:
+        strength[:steered_from] = 0
+    read = []
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        hooks.enter_context(steered(model, [steering for steering, _ in steerings], strengths))
+        for block in model.model.layers:  # hooks run in the order in which they came
+            hooks.enter_context(block.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0][0])))
+        model(torch.tensor([tokens]), use_cache=False)
+    return torch.stack(read)
 
 
 @dataclass

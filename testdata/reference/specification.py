@@ -24,7 +24,7 @@ import architectures
 from fixture import Unfit, float32_is_float64, plain_fields, require, write_json
 from make import Draws, in_float64
 from spec_descent import automatic_rates, automatic_start_norms, constrain, descend, median_norms, stream_norms
-from spec_search import Search, beam_search, logprob
+from spec_search import Search, activations, beam_search, logprob
 from spec_steering import Example, Job, Options, Part, Steering, completions, evaluate, leaves, log_softmax
 
 HERE = Path(__file__).resolve().parent
@@ -57,6 +57,7 @@ FLOAT32 = {
     "probs": 1e-5,
     "logprob": 1e-5,
     "norms": 1e-5,
+    "activations": 2e-5,
 }
 CLEAR_DECISION = 5e-4  # the least distance of a comparison that a descent hangs on
 CLEAR_CONSTRAINT = 2e-5  # the same in an output-constrained stage
@@ -689,6 +690,34 @@ def logprob_values(draws, model):
     return values
 
 
+def activation_values(draws, model):
+    """Case 7, the stream as the blocks read it."""
+    tokens = draws.tokens(5)
+    clamped = steering(draws, "clamp1", [[1]])
+    cases = {
+        "unsteered": ([], 0),
+        "add_strength_-1.5": ([(steering(draws, "add", [[1]]), -1.5)], 0),
+        "add_from_2": ([(steering(draws, "add", [[1]]), 1.0)], 2),
+        "clamp_strength_0.5_from_1": ([(clamped, 0.5)], 1),
+        "several": ([(clamped, 1.0), (steering(draws, "affine2", [[1], [LAST]]), -0.5)], 0),
+    }
+    values = []
+    for name, (steerings, steered_from) in cases.items():
+        value, exact = model.both(activations, tokens, steerings, steered_from)
+        values.append(
+            {
+                "name": f"{model.name}_{name}",
+                "model": model.name,
+                "tokens": tokens,
+                "steerings": steerings_fields(steerings),
+                "steered_from": steered_from,
+                "activations": value,
+                "float32_error": errors_of(name, {"activations": value}, {"activations": exact}, ["activations"]),
+            }
+        )
+    return values
+
+
 def search_values(seed, model, name, make_steerings, with_end=False, with_contrast=False, **options):
     """Case 7, beam search: with the first prompt, from the seed on, for which no two scores are close."""
     for attempt in range(200):
@@ -870,6 +899,7 @@ def make():
     section("search", lambda _, model: searches(model), as_it_is)
     section("scale", scale_values, as_it_is)
     section("automatic", automatic_descents, descent)
+    section("activations", activation_values, as_it_is)
     return share_examples(values)
 
 
