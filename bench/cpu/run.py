@@ -77,34 +77,29 @@ def main():
     times, peaks, rates, tokens = {k: [] for k in columns}, {}, {}, 0
     pairs = {k: [] for k in columns}  # with the time of q8_0 in the same round
 
-    # two models in PyTorch at once would not fit into 24 GB
-    apart = [k for k in columns if k == "hand-tuned f32"]
-    for names in filter(None, ([k for k in columns if k not in apart], ["q8_0"] + apart if apart else [])):
+    # Two programs at a time: with more, memory would hold some of their weights but not all, and a step would read the rest from disk.
+    for other in [k for k in columns if k != "q8_0"] or [None]:
         workers = {}
         try:
-            for name in names:
-                make, variant = columns[name]
-                workers[name] = workers.get("torch") if variant and names[-1] not in apart else None
-                if not workers[name]:
-                    workers[name] = make()
-                    if variant:
-                        workers["torch"] = workers[name]
-                        rates |= workers[name].about["flops_per_second"]
+            for name in filter(None, ("q8_0", other)):
+                workers[name] = columns[name][0]()
             tokens = workers["q8_0"].about["tokens"]
             for round in range(-1, args.rounds):  # the first warms up
-                for name in names:
+                for name, worker in workers.items():
                     variant = columns[name][1]
-                    a = workers[name].step(variant)
+                    a = worker.step(variant)
                     seconds = a["seconds"] if variant else a
                     if name == "q8_0":
                         reference = seconds
+                    if variant:
+                        rates |= worker.about["flops_per_second"]
                     if round >= 0:
                         times[name].append(seconds)
                         pairs[name].append((seconds, reference))
-                        peaks[name] = max(peaks.get(name, 0), a["peak_bytes"] if variant else workers[name].memory("VmHWM"))
+                        peaks[name] = max(peaks.get(name, 0), a["peak_bytes"] if variant else worker.memory("VmHWM"))
                         print(f"{name} {seconds:.3f} s", file=sys.stderr)
         finally:
-            for w in set(workers.values()) - {None}:
+            for w in workers.values():
                 w.close()
 
     rows = 1 + 2*(completion - 1)
