@@ -38,6 +38,7 @@ plant() {
     case $what in *"$words"*) ;; *) return 0 ;; esac
     package=$(dirname "$file")
     if [ "$package" = csrc ]; then package=ggmlsteer; fi
+    case $tests in TestScripts/*) package=cmd/llsteer ;; esac
     FROM=$4 TO=$5 awk '!done && (at = index($0, ENVIRON["FROM"])) {
         $0 = substr($0, 1, at - 1) ENVIRON["TO"] substr($0, at + length(ENVIRON["FROM"])); done = 1
     } { print } END { exit !done }' "$file" > "$copy/planted" || { echo "plant-defects.sh: $file has no line with: $4" >&2; exit 1; }
@@ -299,6 +300,9 @@ plant '8 generation: top-p is ignored'                               'TestSampli
 plant '8 generation: min-p is ignored'                               'TestSampling'               ggmlsteer/generate.go    'min_p: C.float(o.MinP)' 'min_p: 0'
 plant '8 generation: the repeat penalty is ignored'                  'TestRepeatPenalty' ggmlsteer/generate.go    'repeat_penalty: C.float(o.RepeatPenalty)' 'repeat_penalty: 1'
 plant '8 generation: the prompt is not penalized'                    'TestRepeatPenalty' ggmlsteer/generate.go    'for _, t := range prompt {' 'for _, t := range prompt[:0] {'
+plant '8 generation: the end token is in the text'                   'TestScripts/text'           ggmlsteer/generate.go    'if d.model.ends(token) {' 'if d.model.ends(token) && len(w.Tokens) > 0 {'
+plant '4 parse_special: optimize ignores the flag'                   'TestScripts/text'           cmd/llsteer/optimize.go  'job.ParseSpecial = f.model.parseSpecial' 'job.ParseSpecial = false'
+plant '4 parse_special: sweep ignores the job'                       'TestScripts/text'           cmd/llsteer/sweepinput.go 'job.Chat, job.System, job.ParseSpecial' 'job.Chat, job.System, false'
 plant '8 activations: of the layer before'                           'TestReferenceStreamNorms'   ggmlsteer/model.go       'c[i] = C.int32_t(l)' 'c[i] = C.int32_t(max(l-1, 0))'
 plant '8 activations: a layer is seen before its steering'            'TestSpecifiedActivations|TestSteeredActivations' csrc/graph.cpp 'found == steered.end() ? input : found->second' 'input'
 plant '8 activations: unsteered'                                     'TestSpecifiedActivations|TestSteeredActivations' csrc/session.cpp 'steer.ops = given.of_layer;' ''
