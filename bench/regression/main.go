@@ -5,7 +5,7 @@
 //
 // It prints a line of JSON with medians of
 //
-//	step      an optimization step in float32, all blocks in it, to an ordinary forward pass over the same tokens
+//	step      an optimization step in precision bf16, all blocks in it, to an ordinary forward pass over the same tokens
 //	bf16      a step in precision bf16 to one in float32
 //	examples  a step over eight examples with the same prompt to a step over one
 //	add, clamp, matrix
@@ -78,7 +78,7 @@ func measure(path string, threads, runs int) error {
 		return err
 	}
 	result := map[string]float64{
-		"step":     ratio(times[0], times[1]),
+		"step":     ratio(times[2], times[1]),
 		"bf16":     ratio(times[2], times[0]),
 		"examples": ratio(times[3], times[0]),
 	}
