@@ -3,7 +3,7 @@
 lengths and decoding token by token, both programs by turns in one run. Prints a table of ratios, above 1 where
 llsteer is faster, each the median over the pairs with the bounds of its 95 % confidence interval.
 
-    bench/unpatched/run.py [-t 2] [-n 60] [-r 5] MODEL.gguf...
+    bench/unpatched/run.py [-t 2] [-n 60] [-r 6] MODEL.gguf...
 """
 import argparse
 import json
@@ -55,7 +55,7 @@ def main():
     parser.add_argument("models", nargs="+")
     parser.add_argument("-t", "--threads", default="2")
     parser.add_argument("-n", "--tokens", type=int, default=60, help="tokens to decode")
-    parser.add_argument("-r", "--runs", type=int, default=5, help="of each prompt")
+    parser.add_argument("-r", "--runs", type=int, default=6, help="of each prompt, at least 6 for 95 %%")
     parser.add_argument("-p", "--prompts", default="64,128,256,512", help="their tokens")
     parser.add_argument("-o", "--output", help="a JSON file")
     o = parser.parse_args()
