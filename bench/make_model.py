@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes a GGUF in the shape of Gemma-2-2B or 9B with random weights, in BF16, and in
-Q8_0 and Q4_K_M, which llama.cpp's own quantizer makes of it, in the library of
+Q8_0, Q4_K_M or Q6_K, which llama.cpp's own quantizer makes of it, in the library of
 llama-server that scripts/fetch-server.sh fetches.
 
-    bench/make_model.py [--shape 2b|9b|tiny] [--types bf16,q8_0,q4_k_m] FOLDER
+    bench/make_model.py [--shape 2b|9b|tiny] [--types bf16,q8_0,q4_k_m,q6_k] FOLDER
 
 Weights are normal, scaled so that the residual stream and the logits have ordinary sizes;
 the vocabulary has made-up tokens. Files that are there are kept. Needs numpy and gguf."""
