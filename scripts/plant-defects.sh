@@ -347,7 +347,7 @@ plant 'b after a failure as far again'                               'TestBundle
 plant 'b never again twice as far'                                   'TestBundleTrials'           optimize/bundle.go       'min(1, 2*b.Reach)' 'b.Reach'
 plant 'b as good is better'                                          'TestBundleTrials'           optimize/bundle.go       'loss >= b.Loss' 'loss > b.Loss'
 plant 'b failures without end'                                       'TestBundleTrials'           optimize/bundle.go       ' && b.Trials < bundleTrials' ''
-plant 'd the strength of another steering'                           'TestSlots|TestSpecifiedLogprobs' ggmlsteer/decoder.go     'strengths[k*n+i] = C.float' 'strengths[(len(d.loaded)-1-k)*n+i] = C.float'
+plant 'd the strength of another steering'                           'TestSlots|TestSpecifiedLogprobs' ggmlsteer/decoder.go     'strengths[k*n+i] = C.float' 'strengths[(len(all)-1-k)*n+i] = C.float'
 plant 'd prompt-only is ignored'                                     'TestPromptOnly'             ggmlsteer/slot.go        '(a.Steering.PromptOnly ||' '(false ||'
 plant 'd a phase begins one late'                                    'TestPhases'                 ggmlsteer/slot.go        'inPrompt := position < prompt' 'inPrompt := position <= prompt'
 plant 'd steered from one later'                                     'TestPhases'                 ggmlsteer/slot.go        'position < a.From' 'position <= a.From'
