@@ -307,6 +307,9 @@ void graph::compute_twice() {
         copy->op = t->op;
         for (int i = 0; i < GGML_MAX_SRC; ++i) {
             copy->src[i] = again(t->src[i]);
+            if (copy->src[i] && copy->src[i] == t->src[i]) { // a checkpoint has one more reader, which the backend should know
+                ++nodes->use_counts[ggml_hash_find(&nodes->visited_hash_set, t->src[i])];
+            }
         }
         copy->view_src  = again(t->view_src);
         copy->view_offs = t->view_offs;

@@ -3,10 +3,13 @@
 #include "dequantize.h"
 #include "fixed.h"
 #include "functions.h"
+#include "ggml-alloc.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
+#include "ggml-impl.h"
 #include "lanes.h"
 #include "products.h"
+#include "runs.h"
 #include "tiles.h"
 
 #include <algorithm>
@@ -571,6 +574,159 @@ void test_functions() {
     }
 }
 
+// ---- runs -----------------------------------------------------------------------------
+
+// What ggml's CPU backend has for nodes, by rows. As functions there may, SCALE and NEG treat what is left behind
+// whole vectors of a row differently.
+void compute_node(ggml_compute_params * params, ggml_tensor * t) {
+    const ggml_tensor * a = t->src[0], * b = t->src[1];
+    const int64_t n = t->ne[0];
+    const float scale = ggml_get_op_params_f32(t, 0);
+    std::vector<float> result(n); // t may be a or b
+    for (int64_t i = params->ith; i < ggml_nrows(t); i += params->nth) {
+        const float * x = (const float *) a->data + i*n, * y = b ? (const float *) b->data + i%ggml_nrows(b)*n : nullptr;
+        double xx = 0, xy = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            xx += x[j]*x[j];
+            xy += y ? x[j]*y[j] : 0;
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            const float rest = j < n/64*64 ? 1 : 0.5f;
+            float & r = result[j];
+            switch (t->op) {
+                case GGML_OP_ADD:           r = x[j] + y[j]; break;
+                case GGML_OP_MUL:           r = x[j]*y[j]; break;
+                case GGML_OP_SQR:           r = x[j]*x[j]; break;
+                case GGML_OP_SCALE:         r = scale*x[j]*rest; break;
+                case GGML_OP_UNARY:         r = -x[j]*rest; break;
+                case GGML_OP_RMS_NORM:      r = x[j]/std::sqrt(xx/n + 1); break;
+                case GGML_OP_RMS_NORM_BACK: r = x[j]/std::sqrt(xy*xy + 1) - y[j]; break;
+                case GGML_OP_CONT:          r = x[j]; break;
+                default: abort();
+            }
+        }
+        std::copy(result.begin(), result.end(), (float *) t->data + i*n);
+    }
+}
+
+// A graph of random nodes, most of them for runs; each of its outputs is one of its nodes.
+ggml_cgraph * random_graph(ggml_context * c, int64_t row, int64_t n_rows, std::mt19937 & random) {
+    const auto below = [&](size_t n) { return std::uniform_int_distribution<size_t>(0, n - 1)(random); };
+    std::vector<ggml_tensor *> tensors, outputs;
+    for (int i = 0; i < 4; ++i) {
+        tensors.push_back(i < 3 ? ggml_new_tensor_3d(c, GGML_TYPE_F32, row, n_rows, 2) : ggml_new_tensor_1d(c, GGML_TYPE_F32, row));
+        ggml_set_input(tensors.back());
+    }
+    ggml_tensor * one_row = tensors.back();
+    tensors.pop_back();
+    for (int i = 0; i < 40; ++i) {
+        const auto any = [&] { return tensors[tensors.size() - 1 - below(std::min<size_t>(tensors.size(), 5))]; };
+        ggml_tensor * a = any(), * b = any(), * t = nullptr;
+        switch (below(12)) {
+            case 0: t = ggml_add(c, a, b); break;
+            case 1: t = ggml_mul(c, a, b); break;
+            case 2: t = ggml_mul(c, a, one_row); break;
+            case 3: t = ggml_add(c, a, one_row); break;
+            case 4: t = ggml_sqr(c, ggml_scale(c, a, 0.25f)); break;
+            case 5: t = ggml_neg(c, a); break;
+            case 6: t = ggml_rms_norm(c, a, 1); break;
+            case 7: t = ggml_rms_norm_back(c, a, b, 1); break;
+            case 8: t = ggml_scale(c, ggml_reshape_3d(c, a, row, n_rows, 2), 0.5f); break;
+            case 9: t = a->op == GGML_OP_NONE ? ggml_scale(c, a, 0.75f) : ggml_scale_inplace(c, a, 0.75f); break;
+            case 10: t = ggml_add(c, a, ggml_view_1d(c, b, row, (2*n_rows - 1)*row*sizeof(float))); break; // b's last row
+            case 11: t = below(3) ? ggml_scale(c, a, 2) : ggml_cont(c, a); break; // no node for a run
+        }
+        tensors.push_back(t);
+        if (below(4) == 0 || i == 39) {
+            ggml_set_output(t->view_src ? t->view_src : t);
+            outputs.push_back(t);
+        }
+    }
+    ggml_cgraph * graph = ggml_new_graph(c);
+    for (ggml_tensor * t : outputs) {
+        ggml_build_forward_expand(graph, t);
+    }
+    return graph;
+}
+
+// The outputs of a graph in the allocator's memory: computed node by node, for 0 threads, or in runs, whose nodes are added to *in_runs.
+std::vector<std::vector<float>> compute_graph(ggml_cgraph * graph, int n_threads, int * in_runs) {
+    ggml_gallocr_t allocator = ggml_gallocr_new(ggml_backend_cpu_buffer_type());
+    ggml_gallocr_alloc_graph(allocator, graph);
+    std::mt19937 random(1);
+    for (int i = 0; i < graph->n_leafs; ++i) {
+        std::generate_n((float *) graph->leafs[i]->data, ggml_nelements(graph->leafs[i]), [&] { return std::normal_distribution<float>()(random); });
+    }
+    ggml_compute_params params = {};
+    params.nth = std::max(1, n_threads);
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        int run = 0;
+        for (params.ith = 0; params.ith < params.nth && n_threads > 0; ++params.ith) { // in turn: pieces must not depend on each other
+            run = llsteer_run_compute(&params, graph, i, compute_node);
+        }
+        for (params.ith = 0; params.ith < params.nth && run == 0 && !ggml_op_is_empty(graph->nodes[i]->op); ++params.ith) {
+            compute_node(&params, graph->nodes[i]);
+        }
+        *in_runs += run;
+        i += std::max(0, run - 1);
+    }
+    std::vector<std::vector<float>> outputs;
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        if (graph->nodes[i]->flags & GGML_TENSOR_FLAG_OUTPUT) {
+            outputs.push_back(result(graph->nodes[i]));
+        }
+    }
+    ggml_gallocr_free(allocator);
+    return outputs;
+}
+
+void test_runs() {
+    struct { int64_t row, n_rows; } shapes[] = {{1, 1}, {5, 3}, {64, 40}, {300, 7}, {2304, 5}, {4097, 2}, {8192, 1}, {8200, 3}, {20001, 1}};
+    for (const auto & shape : shapes) {
+        bool same = true;
+        int in_runs = 0;
+        for (unsigned seed = 0; seed < 20; ++seed) {
+            std::vector<std::vector<std::vector<float>>> results;
+            for (int n_threads : {0, 1, 2, 7}) {
+                context c(1 << 20, true);
+                std::mt19937 random(seed);
+                results.push_back(compute_graph(random_graph(c, shape.row, shape.n_rows, random), n_threads, &in_runs));
+            }
+            for (const auto & r : results) {
+                same = same && !r.empty() && r.size() == results[0].size();
+                for (size_t i = 0; same && i < r.size(); ++i) {
+                    same = same_bits(r[i], results[0][i]);
+                }
+            }
+        }
+        check(same && in_runs > 20*3*10, "runs in rows of " + std::to_string(shape.row));
+    }
+
+    // One run, of whose nodes only the last is written; with an output among them, that one, too.
+    for (int output : {-1, 1}) {
+        context c(1 << 20);
+        ggml_tensor * x = ggml_new_tensor_2d(c, GGML_TYPE_F32, 100, 3);
+        std::fill_n((float *) x->data, 300, 3.0f);
+        ggml_tensor * t[3];
+        t[0] = ggml_sqr(c, x);
+        t[1] = ggml_add(c, t[0], x);
+        t[2] = ggml_mul(c, t[0], t[1]);
+        if (output >= 0) {
+            ggml_set_output(t[output]);
+        }
+        ggml_cgraph * graph = ggml_new_graph(c);
+        ggml_build_forward_expand(graph, t[2]);
+        ggml_compute_params params = {};
+        params.nth = 1;
+        std::fill_n((float *) t[0]->data, 300, 1.0f);
+        std::fill_n((float *) t[1]->data, 300, 1.0f);
+        check(llsteer_run_compute(&params, graph, 0, compute_node) == 3, "three nodes are a run");
+        check(result(t[2]) == std::vector<float>(300, 108.0f) && result(t[0]) == std::vector<float>(300, 1.0f) &&
+            result(t[1]) == std::vector<float>(300, output == 1 ? 12.0f : 1.0f), "what a run writes");
+        check(llsteer_run_compute(&params, graph, 2, compute_node) == 0, "one node is no run");
+    }
+}
+
 // Where the system refuses tiles to a process, products are in fixed point.
 void test_refused_tiles() {
 #if defined(__AMX_BF16__) && defined(__linux__)
@@ -769,6 +925,7 @@ int main(int argc, char ** argv) {
     test_dequantization();
     test_gelu();
     test_functions();
+    test_runs();
     test_types_and_sizes();
     test_strides_and_broadcasts();
     test_experts();
