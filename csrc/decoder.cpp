@@ -1,6 +1,7 @@
 // Decoders: llama.cpp's own decoding, steered.
 
 #include "internal.h"
+#include "processors.h"
 
 #include "llama-context.h"
 #include "llama-model.h"

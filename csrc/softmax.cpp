@@ -1,6 +1,6 @@
 #include "softmax.h"
 
-#include "internal.h"
+#include "processors.h"
 
 #include <algorithm>
 #include <cmath>
@@ -111,17 +111,27 @@ void softmax_rows::backward(float * exps, const softmax_weight * weights, size_t
     const auto rows = by_row(weights, n);
     parallel(threads, rows.size(), [&](int64_t i) {
         float * e = exps + (int64_t) rows[i][0]->row*n_vocab;
-        const double sum = sum_of(e, n_vocab);
+        std::map<int32_t, double> targets; // the weights of each, then its gradient
         double total = 0;
+        int64_t top = rows[i][0]->token; // the likeliest of them
         for (const softmax_weight * w : rows[i]) {
+            targets[w->token] += w->weight;
             total += w->weight;
+            top = e[w->token] > e[top] ? w->token : top;
+        }
+        // apart, so that 1 - p is accurate when p is near 1
+        const double others = sum_of(e, top) + sum_of(e + top + 1, n_vocab - top - 1);
+        const double sum = others + e[top];
+        for (auto & t : targets) {
+            const double p = e[t.first]/sum, complement = (t.first == top ? others : sum - e[t.first])/sum;
+            t.second = coldness*(t.second*complement - (total - t.second)*p);
         }
         const float factor = (float) (-total*coldness/sum);
         for (int64_t j = 0; j < n_vocab; ++j) {
             e[j] *= factor;
         }
-        for (const softmax_weight * w : rows[i]) {
-            e[w->token] += (float) (w->weight*coldness);
+        for (const auto & t : targets) {
+            e[t.first] = (float) t.second;
         }
     });
 }

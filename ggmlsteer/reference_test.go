@@ -1,6 +1,7 @@
 package ggmlsteer
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"slices"
@@ -92,6 +93,53 @@ func TestComplementNearOne(t *testing.T) {
 		probs, err := s.Forward(context.Background(), nil)
 		require.NoError(t, err)
 		near(t, math.Log(others)-math.Log1p(others), probs[0][0].LogComplement, tolerance, "log(1 − p), p = 1 − %g", others)
+	})
+}
+
+// And so does its gradient: 1 − p is the sum of the other probabilities, and none of their gradients cancels.
+func TestComplementGradientNearOne(t *testing.T) {
+	const others, tolerance = 1e-6, 1e-5 // what comes of a float32 1 − p is 4e-3 and more
+	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
+		prompt := f.Logits.Tokens
+		d := newDecoder(t, m, DecoderOptions{Context: len(prompt) + 1, Precision: F32})
+		rows, err := d.Logits(context.Background(), prompt, len(prompt))
+		require.NoError(t, err)
+		last := rows[len(prompt)-1]
+		order := slices.SortedFunc(slices.Values(last), func(a, b float32) int { return cmp.Compare(b, a) })
+		top := slices.Index(last, order[0])
+		coldness := -math.Log(others) / float64(order[0]-order[1])
+		sequences := make([]Sequence, len(last))
+		for i := range sequences {
+			sequences[i] = Sequence{Tokens: append(slices.Clone(prompt), Token(i)), Prompt: len(prompt), Vector: [][]float32{slices.Repeat([]float32{1}, len(prompt)+1)}}
+		}
+		s, err := m.NewSession(SessionOptions{Layers: []int{1}, Vectors: 1, Coldness: coldness}, sequences)
+		require.NoError(t, err)
+		defer s.Close()
+		gradient := func(weight func(i int, probs [][]Prob) float64) []float32 {
+			probs, err := s.Forward(context.Background(), []Operation{{Vectors: [][]float32{make([]float32, f.Width)}}})
+			require.NoError(t, err)
+			weights := make([][]float64, len(probs))
+			for i := range probs {
+				weights[i] = []float64{weight(i, probs)}
+			}
+			g, err := s.Backward(context.Background(), weights)
+			require.NoError(t, err)
+			return g[0].Vectors[0]
+		}
+		expected := gradient(func(i int, probs [][]Prob) float64 {
+			if i == top {
+				return 0
+			}
+			return math.Exp(probs[i][0].Log - probs[top][0].LogComplement)
+		})
+		found := gradient(func(i int, probs [][]Prob) float64 {
+			if i != top {
+				return 0
+			}
+			return -math.Exp(probs[i][0].Log - probs[i][0].LogComplement)
+		})
+		t.Logf("off by %.1e of its norm", distance(expected, found)/distance(expected, make([]float32, len(expected))))
+		nearVector(t, expected, found, tolerance, "gradient of log(1 − p)")
 	})
 }
 
