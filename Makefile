@@ -164,13 +164,14 @@ cuda: bin/llsteer
 	@scripts/cuda-build.sh
 
 # the index arithmetic of its kernels, on the CPU
-build/cuda-on-host: csrc/cuda/host/test.cpp $(wildcard csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/host/*.cuh) $(MODULE_BASE) Makefile
+SOFTMAX := build/obj/llama/csrc/softmax.cpp.o
+build/cuda-on-host: csrc/cuda/host/test.cpp $(wildcard csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/host/*.cuh) csrc/softmax.h $(SOFTMAX) $(MODULE_BASE) Makefile
 	@echo "  CXX     $<"
 	@$(CXX) -std=c++17 $(OWN_FLAGS) -Icsrc/cuda/host -Icsrc/cuda -o $@ $< $(filter %.o,$^) -ldl -lm
 
 # a GPU that is none, for tests
 $(eval $(call compile,mock,-DGGML_BACKEND_BUILD -DMOCK_CPU='"$(abspath bin/libggml-cpu-$(NATIVE).so)"'))
-build/libggml-mock.so: build/obj/mock/csrc/mock/mock.cpp.o $(MODULE_BASE) csrc/backend.map
+build/libggml-mock.so: build/obj/mock/csrc/mock/mock.cpp.o $(SOFTMAX) $(MODULE_BASE) csrc/backend.map
 	@echo "  LINK    $@"
 	@$(LINK) $(call only,backend) -o $@ $(filter %.o,$^) -ldl -lm
 

@@ -54,6 +54,12 @@ int steer_devices::of(ggml_backend_buffer_t buffer) const {
     return cpu();
 }
 
+const softmax_on_device * steer_devices::softmax(int device) const {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backends[device]));
+    const auto get = (const softmax_on_device * (*)()) ggml_backend_reg_get_proc_address(reg, SOFTMAX_ON_DEVICE);
+    return get ? get() : nullptr;
+}
+
 bool steer_devices::support(const ggml_tensor * node) const {
     return std::any_of(backends.begin(), backends.end(), [&](ggml_backend_t b) { return ggml_backend_supports_op(b, node); });
 }
@@ -81,23 +87,7 @@ static const ggml_tensor * weights(const ggml_tensor * node) {
     return nullptr;
 }
 
-steer_placement::steer_placement(const steer_devices & devices, ggml_cgraph * nodes, const std::vector<int> & ranges, int apart) : devices(devices), nodes(nodes) {
-    place();
-    connect(ranges, apart);
-}
-
-steer_placement::~steer_placement() { ggml_free(context); }
-
-int steer_placement::of(const ggml_tensor * t) const {
-    t = owner(t);
-    if (t->buffer && ggml_backend_buffer_get_usage(t->buffer) != GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
-        return devices.of(t->buffer);
-    }
-    const auto found = device_of.find(t);
-    return found == device_of.end() ? devices.cpu() : found->second; // inputs have no device
-}
-
-void steer_placement::place() {
+steer_placement::steer_placement(const steer_devices & devices, ggml_cgraph * nodes) : devices(devices), nodes(nodes) {
     // what comes before the first product goes with it; the embedding's rows do not count, they are the CPU's
     int current = devices.cpu();
     for (int i = 0; i < nodes->n_nodes; ++i) {
@@ -127,6 +117,17 @@ void steer_placement::place() {
         }
         device_of[t] = device;
     }
+}
+
+steer_placement::~steer_placement() { ggml_free(context); }
+
+int steer_placement::of(const ggml_tensor * t) const {
+    t = owner(t);
+    if (t->buffer && ggml_backend_buffer_get_usage(t->buffer) != GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
+        return devices.of(t->buffer);
+    }
+    const auto found = device_of.find(t);
+    return found == device_of.end() ? devices.cpu() : found->second; // inputs are there, but for those that were put elsewhere
 }
 
 void steer_placement::connect(const std::vector<int> & ranges, int apart) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "internal.h"
+#include "softmax.h"
 
 #include "ggml-alloc.h"
 
@@ -26,6 +27,9 @@ struct steer_devices {
     // the device whose memory a buffer is
     int of(ggml_backend_buffer_t buffer) const;
 
+    // a device's own softmax over the vocabulary, nullptr where it has none
+    const softmax_on_device * softmax(int device) const;
+
     // Can any of them compute the node?
     bool support(const ggml_tensor * node) const;
 
@@ -43,13 +47,19 @@ private:
 // from another device's memory is copied before. With nothing but a CPU that is the graph as it is.
 class steer_placement {
 public:
-    // nodes: in their final order, without memory. ranges: where each range ends that will be computed as a whole; in the
-    // first `apart` of them nothing is copied for the others, since they are not computed as often.
-    steer_placement(const steer_devices & devices, ggml_cgraph * nodes, const std::vector<int> & ranges, int apart);
+    // nodes: in their final order, without memory
+    steer_placement(const steer_devices & devices, ggml_cgraph * nodes);
     ~steer_placement();
     steer_placement(const steer_placement &) = delete;
 
     int of(const ggml_tensor * t) const;
+
+    // An input whose memory is a device's; before connect.
+    void put(const ggml_tensor * input, int device) { device_of[input] = device; }
+
+    // Adds the copies; to be called once. ranges: where each range ends that will be computed as a whole; in the
+    // first `apart` of them nothing is copied for the others, since they are not computed as often.
+    void connect(const std::vector<int> & ranges, int apart);
 
     // Memory for all that has none; false: there is not enough.
     bool allocate(ggml_gallocr_t allocator);
@@ -69,9 +79,6 @@ private:
         int device, begin, end;
         std::vector<copy> copies; // before it
     };
-    void place();
-    void connect(const std::vector<int> & ranges, int apart);
-
     const steer_devices & devices;
     ggml_cgraph * nodes;
     std::unordered_map<const ggml_tensor *, int> device_of;

@@ -184,7 +184,7 @@ std::vector<ggml_tensor *> computation::differentiate(const std::vector<ggml_ten
 }
 
 void computation::settle(const std::vector<ggml_tensor *> & lasting, int n_constant) {
-    placement = std::make_unique<steer_placement>(base.devices, nodes, std::vector<int>{ n_constant, n_forward, n_nodes }, 1);
+    placement->connect({ n_constant, n_forward, n_nodes }, 1);
     for (size_t device = 0; device < base.devices.backends.size(); ++device) {
         ggml_backend_buffer_type_t type = base.devices.memory(device);
         const size_t align = ggml_backend_buft_get_alignment(type);
@@ -374,6 +374,7 @@ void graph::settle(const std::vector<ggml_tensor *> & outputs) {
             last(d);
         }
     }
+    place();
     computation::settle(lasting, n_constant);
     result->set_inputs(&ubatch);
 }
@@ -409,7 +410,8 @@ static tree any_tokens(int32_t n_rows) {
     return t;
 }
 
-head::head(graph_base & base, int32_t n_rows, bool differentiable) : computation(base, any_tokens(n_rows), {}, n_rows) {
+head::head(graph_base & base, int32_t n_rows, double coldness, bool differentiable) :
+    computation(base, any_tokens(n_rows), {}, n_rows), softmax{ llama_vocab_n_tokens(llama_model_get_vocab(base.model.model)), coldness, base.model.threads } {
     logits = result->get_logits();
     hidden = result->get_embd();
     if (!hidden || !ggml_is_contiguous(hidden) || ggml_nrows(hidden) != n_rows || ggml_nrows(logits) != n_rows) {
@@ -438,6 +440,12 @@ head::head(graph_base & base, int32_t n_rows, bool differentiable) : computation
         d_hidden->flags |= GGML_TENSOR_FLAG_OUTPUT;
         lasting.push_back(d_logits);
     }
+    place();
+    const int device = placement->of(logits);
+    on_device = base.devices.softmax(device);
+    if (on_device && differentiable) {
+        placement->put(d_logits, device);
+    }
     settle(lasting, 0);
     memset(hidden->data, 0, ggml_nbytes(hidden));
     allocator = base.devices.new_allocator();
@@ -445,4 +453,32 @@ head::head(graph_base & base, int32_t n_rows, bool differentiable) : computation
         ggml_gallocr_free(allocator);
         throw std::bad_alloc();
     }
+}
+
+void head::forward(int32_t n, std::vector<softmax_target> & targets) {
+    placement->compute(0, n_forward);
+    float * exps = nullptr;
+    if (d_logits) {
+        exps = (float *) d_logits->data;
+        ggml_backend_tensor_memset(d_logits, 0, n*d_logits->nb[1], ggml_nbytes(d_logits) - n*d_logits->nb[1]); // rows without a target
+    }
+    if (on_device) {
+        on_device->forward(base.devices.backends[placement->of(logits)], softmax, (const float *) logits->data, exps, targets.data(), targets.size());
+    } else {
+        softmax.forward(steer_numbers(logits, copy), exps, targets.data(), targets.size());
+    }
+}
+
+void head::backward(const std::vector<softmax_weight> & weights) {
+    if (on_device) {
+        on_device->backward(base.devices.backends[placement->of(logits)], softmax, (float *) d_logits->data, weights.data(), weights.size());
+    } else {
+        softmax.backward((float *) d_logits->data, weights.data(), weights.size());
+    }
+    placement->compute(n_forward, n_nodes);
+}
+
+std::string head::describe() const {
+    const int device = on_device ? placement->of(logits) : base.devices.cpu();
+    return placement->describe() + ggml_backend_name(base.devices.backends[device]) + " SOFTMAX of the vocabulary " + logits->name + "\n";
 }

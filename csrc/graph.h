@@ -2,7 +2,7 @@
 // states go into the head:
 //
 //   graph  tokens -> hidden states of those tokens whose logits are wanted
-//   head   a block of hidden states -> logits over the whole vocabulary
+//   head   a block of hidden states -> logits over the whole vocabulary, and the targets' probabilities
 //
 // so that there are never more logits in memory than a block has.
 #pragma once
@@ -45,8 +45,11 @@ protected:
     // Appends the backward nodes. The gradients of these tensors become inputs, which are returned.
     std::vector<ggml_tensor *> differentiate(const std::vector<ggml_tensor *> & of);
 
-    // Decides where the nodes are computed, in their final order, and gives these tensors buffers
-    // of their own, which computing does not reuse. The first n_constant nodes are computed once.
+    // Decides where the nodes are computed, in their final order.
+    void place() { placement = std::make_unique<steer_placement>(base.devices, nodes); }
+
+    // After that, gives these tensors buffers of their own, which computing does not reuse. The first
+    // n_constant nodes are computed once.
     void settle(const std::vector<ggml_tensor *> & lasting, int n_constant);
 
     graph_base & base;
@@ -107,18 +110,25 @@ private:
 
 class head : computation {
 public:
-    head(graph_base & base, int32_t n_rows, bool differentiable);
+    head(graph_base & base, int32_t n_rows, double coldness, bool differentiable);
     ~head() { ggml_gallocr_free(allocator); }
 
-    void forward() { placement->compute(0, n_forward); }
-    void backward() { placement->compute(n_forward, n_nodes); }
-    std::string describe() const { return placement->describe(); }
+    // From the first n hidden states, each of which has a target, to log p and log(1 - p). What backward needs stays.
+    void forward(int32_t n, std::vector<softmax_target> & targets);
+
+    // From the weights of that forward's targets to d_hidden. It uses up what forward left.
+    void backward(const std::vector<softmax_weight> & weights);
+
+    std::string describe() const;
 
     ggml_tensor * hidden   = nullptr; // [n_embd, n_rows]
-    ggml_tensor * logits   = nullptr; // [n_vocab, n_rows]
-    ggml_tensor * d_logits = nullptr;
     ggml_tensor * d_hidden = nullptr;
 
 private:
+    ggml_tensor * logits   = nullptr; // [n_vocab, n_rows]
+    ggml_tensor * d_logits = nullptr; // on their device, too, if the softmax is
+    softmax_rows softmax;
+    const softmax_on_device * on_device = nullptr; // nullptr: the CPU's
+    std::vector<float> copy; // of the logits, for the CPU's
     ggml_gallocr_t allocator;
 };

@@ -1,7 +1,6 @@
 // Sessions: losses and gradients over batches in which every shared prefix stands once.
 
 #include "graph.h"
-#include "softmax.h"
 
 #include "llama-model.h"
 
@@ -57,10 +56,7 @@ struct steer_session {
     int32_t in_head = -1;            // the first of its rows whose exponentials are there, too
     bool has_params = false;     // from a forward that succeeded
     int32_t n_targets = 0;
-    softmax_rows softmax;
-    std::vector<float> copies[2];    // of results that are on a GPU
-
-    explicit steer_session(const softmax_rows & softmax) : softmax(softmax) {}
+    std::vector<float> copy;     // of a result that is on a GPU
 
     ~steer_session() {
         graphs.clear();
@@ -157,8 +153,7 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
     if (!(options.coldness > 0) || !std::isfinite(options.coldness)) {
         steer_throw(STEER_BAD_INPUT, "coldness must be above 0, not %g", options.coldness);
     }
-    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(m.model));
-    auto s = std::make_unique<steer_session>(softmax_rows{ n_vocab, options.coldness, m.threads });
+    auto s = std::make_unique<steer_session>();
     s->options = options;
     s->layers.assign(options.layers, options.layers + options.n_layers);
     s->options.layers = s->layers.data();
@@ -205,10 +200,10 @@ static std::unique_ptr<steer_session> new_session(const steer_model & m, const s
         s->n_targets += in.n_tokens[i] - in.n_prompt[i];
     }
     finish(std::move(t));
-    const int32_t most = std::max(1.0, std::floor(memory*HEAD_PART/row_bytes(n_vocab)));
+    const int32_t most = std::max(1.0, std::floor(memory*HEAD_PART/row_bytes(llama_vocab_n_tokens(llama_model_get_vocab(m.model)))));
     const int32_t n_blocks = (n_rows + most - 1)/most;
     s->n_block = (n_rows + n_blocks - 1)/n_blocks;
-    s->last = std::make_unique<head>(*s->base, s->n_block, !s->layers.empty());
+    s->last = std::make_unique<head>(*s->base, s->n_block, options.coldness, !s->layers.empty());
     return s;
 }
 
@@ -236,7 +231,7 @@ steer_status steer_differentiable(const steer_model * m, const int32_t * layers,
         const float strengths[] = { 1, 1, 1 };
         t.add(tokens, 3, 1, strengths, 1, 0, false);
         graph(base, std::move(t), steer, -1).differentiate(false);
-        head(base, 1, true);
+        head(base, 1, 1, true);
     });
 }
 
@@ -272,11 +267,10 @@ static void evaluate_rows(steer_session & s, const graph & g, int32_t first, ste
     s.in_head = -1;
     const int32_t n = std::min(s.n_block, g.n_rows() - first);
     const size_t row_size = s.last->hidden->nb[1];
-    const float * hidden = steer_numbers(g.hidden, s.copies[0]);
+    const float * hidden = steer_numbers(g.hidden, s.copy);
     for (int32_t i = 0; i < n; ++i) {
         memcpy((char *) s.last->hidden->data + i*row_size, hidden + g.row(first + i), row_size);
     }
-    s.last->forward();
     std::vector<softmax_target> targets;
     std::vector<int32_t> index;
     for (const auto & t : g.tokens.targets) {
@@ -285,12 +279,7 @@ static void evaluate_rows(steer_session & s, const graph & g, int32_t first, ste
             index.push_back(t.index);
         }
     }
-    float * exps = nullptr;
-    if (s.last->d_logits) {
-        exps = (float *) s.last->d_logits->data;
-        std::fill(exps + (size_t) n*s.softmax.n_vocab, exps + ggml_nelements(s.last->d_logits), 0.0f); // rows without a target
-    }
-    s.softmax.forward(steer_numbers(s.last->logits, s.copies[1]), exps, targets.data(), targets.size());
+    s.last->forward(n, targets);
     for (size_t i = 0; i < targets.size(); ++i) {
         probs[index[i]] = { targets[i].log_p, targets[i].log_1mp };
     }
@@ -309,7 +298,7 @@ static void evaluate(steer_session & s, graph & g, steer_prob * probs, float * s
     }
     if (streams && g.stream) {
         const int64_t n_embd = g.stream->ne[0];
-        const float * of_nodes = steer_numbers(g.stream, s.copies[0]);
+        const float * of_nodes = steer_numbers(g.stream, s.copy);
         for (const auto & t : g.tokens.targets) {
             const float * x = of_nodes + t.node*n_embd;
             std::copy(x, x + n_embd, streams + t.index*n_embd);
@@ -363,10 +352,9 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
                         of_rows.push_back({ t.row - first, t.token, weights[t.index] });
                     }
                 }
-                s->softmax.backward((float *) s->last->d_logits->data, of_rows.data(), of_rows.size());
-                s->last->backward();
+                s->last->backward(of_rows);
                 const int64_t n_embd = g.d_hidden->ne[0];
-                const float * d = steer_numbers(s->last->d_hidden, s->copies[0]);
+                const float * d = steer_numbers(s->last->d_hidden, s->copy);
                 for (int32_t i = 0; i < std::min(s->n_block, g.n_rows() - first); ++i) {
                     std::copy(d + i*n_embd, d + (i + 1)*n_embd, (float *) g.d_hidden->data + g.row(first + i));
                 }
@@ -386,7 +374,7 @@ steer_status steer_session_backward(steer_session * s, const double * weights, c
             g.backward();
             size_t at = 0;
             for (const ggml_tensor * p : s->params) {
-                const float * d = steer_numbers(g.gradient(p), s->copies[0]);
+                const float * d = steer_numbers(g.gradient(p), s->copy);
                 const int64_t n = ggml_nelements(p);
                 for (int64_t j = 0; j < n; ++j) {
                     sum[at + j] += d[j];

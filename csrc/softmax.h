@@ -2,6 +2,8 @@
 // vocabularies of hundreds of thousands.
 #pragma once
 
+#include "ggml-backend.h"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -26,6 +28,14 @@ struct softmax_rows {
     void forward(const float * logits, float * exps, softmax_target * targets, size_t n) const;
 
     // Turns exps into the gradient of sum weight*log_p with respect to the logits:
-    // of one target, weight*coldness*(onehot - p).
+    // of one target, weight*coldness*(onehot - p), accurate for the target too where p is near 1.
     void backward(float * exps, const softmax_weight * weights, size_t n) const;
 };
+
+// The same on a GPU, where the logits are: logits and exps point into its memory. What a call does is done
+// when it returns. A backend that has it names it SOFTMAX_ON_DEVICE among its functions: that returns a softmax_on_device *.
+struct softmax_on_device {
+    void (*forward)(ggml_backend_t backend, const softmax_rows & rows, const float * logits, float * exps, softmax_target * targets, size_t n);
+    void (*backward)(ggml_backend_t backend, const softmax_rows & rows, float * exps, const softmax_weight * weights, size_t n);
+};
+#define SOFTMAX_ON_DEVICE "llsteer_softmax"

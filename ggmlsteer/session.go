@@ -141,6 +141,8 @@ func (s *Session) BatchTokens() int {
 // device, the operation, and types and shapes, as in
 //
 //	CPU OUT_PROD f32[2304,90,1,1] <- q8_0[2304,9216,1,1] f32[90,9216,1,1]' node_812
+//
+// and last the device of the vocabulary's softmax, which is no node.
 func (s *Session) Nodes() []string {
 	if s.c == nil {
 		return nil

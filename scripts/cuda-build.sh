@@ -25,7 +25,7 @@ export CUDA CUDA_ARCH
 flags=$($MAKE flags; "$CUDA/bin/nvcc" --version)
 sum=$({
     echo "$flags $(uname -m)"
-    { find build/src/ggml/include build/src/ggml/src -maxdepth 1 -type f; find build/src/ggml/src/ggml-cuda csrc/cuda csrc/backend.map -type f ! -path '*/host/*'; } | LC_ALL=C sort | xargs sha256sum
+    { find build/src/ggml/include build/src/ggml/src -maxdepth 1 -type f; find build/src/ggml/src/ggml-cuda csrc/cuda csrc/softmax.h csrc/backend.map -type f ! -path '*/host/*'; } | LC_ALL=C sort | xargs sha256sum
 } | sha256sum | cut -c1-16)
 
 cache=${LLSTEER_CUDA:-${XDG_CACHE_HOME:-$HOME/.cache}/llsteer/cuda}

@@ -1,12 +1,12 @@
 #!/bin/sh
 # Plants defects in a copy of the sources, one at a time, runs the tests that are to find
 # each, and says which caught it. Ends with 1 if one was not caught.
-# Needs what `make` builds; takes a quarter of an hour.
+# Needs what `make` and `make build/libggml-mock.so` build; takes a quarter of an hour.
 #
 # A name begins with what the defect breaks, by the numbers that the method's specification has: 1 the
 # operator, 2 examples, 3 losses, 4 options and the iteration, 5 the notebook's runs, 6 noise, 7 the
 # output-constrained stage, 8 utilities, 10 automatic scales; r is resuming, b the optimizer bundle, d slots of
-# a decoder.
+# a decoder, g a GPU.
 #
 #   plant-defects.sh [WORDS]    only those with WORDS in their name
 set -eu
@@ -120,9 +120,10 @@ plant '3 satisfice with the other sign'                              'TestRefere
 plant '3 satisfice changes the reported loss'                        'TestSatisfice'              optimize/objective.go    'losses[i] += now[i] / float64(draws)' 'losses[i] += now[i] / float64(draws); if o.job.Satisfice { losses[i] = (now[i] - *c.target) * (now[i] - *c.target) }'
 plant '3 coldness is 1'                                              'TestReference'              optimize/objective.go    'Coldness: o.job.Coldness' 'Coldness: 1'
 plant '3 the total is that of the first completion'                  'TestReference'              optimize/objective.go    '		e.loss += loss' '		e.loss += loss; break'
-plant '3 the gradient forgets κ'                                     'TestReferenceCases$'        csrc/softmax.cpp         '(float) (w->weight*coldness)' '(float) w->weight'
+plant '3 the gradient forgets κ'                                     'TestReferenceCases$'        csrc/softmax.cpp         't.second = coldness*(' 't.second = ('
 plant '3 p − onehot in place of onehot − p'                          'TestReferenceCases$'        csrc/softmax.cpp         '(float) (-total*coldness/sum)' '(float) (total*coldness/sum)'
 plant '3 1 − p is not accurate near p = 1'                           'TestComplementNearOne' csrc/softmax.cpp         't->token == top ? std::log(others) - std::log(sum)' 't->token == top ? std::log(1.0f - (float) (e[top]/sum))'
+plant '3 its gradient is not accurate near p = 1'                    'TestComplementGradientNearOne' csrc/softmax.cpp '(t.first == top ? others : sum - e[t.first])/sum' '1 - (float) p'
 plant '3 the probability after the token'                            'TestReferenceCases$'        csrc/tree.h              'index + i + 1 - n_prompt, tokens[i + 1], -1' 'index + i + 1 - n_prompt, tokens[i], -1'
 plant '4 adam: β₁ is 0.8'                                            'TestTenSteps'               optimize/adam.go         'beta1: 0.9,' 'beta1: 0.8,'
 plant '4 adam: β₂ is 0.99'                                           'TestTenSteps'               optimize/adam.go         'beta2: 0.999,' 'beta2: 0.99,'
@@ -355,4 +356,6 @@ plant 'd a prefix of another strength is kept'                       'TestKeptPr
 plant 'd a vector is known by its address'                           'TestVectorChanged'          ggmlsteer/slot.go        'unique.Make(string(content))' 'unique.Make(fmt.Sprintf("%p", s))'
 plant 'd slots in the order of their steerings'                      'TestSlotsUnderTheirOwn' ggmlsteer/decoder.go     'slices.SortFunc(needed, (*lowered).compare)' ''
 plant 'd the steering of a lost token is forgotten'                  'TestLostTokens'             ggmlsteer/slot.go        'if at < len(s.factors) {' 'if false {'
+plant 'g the softmax of a device is not asked for'                   'TestMockDevice'             csrc/devices.cpp         'return get ? get() : nullptr' 'return nullptr'
+plant 'g the gradient of the logits stays with the CPU'              'TestMockDevice'             csrc/graph.cpp           'if (on_device && differentiable)' 'if (false)'
 exit $missed

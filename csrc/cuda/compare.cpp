@@ -1,11 +1,14 @@
 // Compares a backend module's device with the CPU's, node by node: every operation that the
-// graphs of a session have, in shapes that are odd on purpose.
+// graphs of a session have, in shapes that are odd on purpose; and the softmax of the vocabulary.
 //
 //   compare libggml-cpu-VARIANT.so libggml-cuda.so
 #include "ggml-alloc.h"
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 
+#include "../softmax.h"
+
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -77,7 +80,9 @@ bool compute(ggml_backend_t device, const build & make, std::vector<float> & res
                 fill(t, random);
             }
         }
+        void * memory = node->data;
         supported = ggml_backend_graph_compute(device, graph) == GGML_STATUS_SUCCESS;
+        node->data = memory; // its own, where views of it look, whatever became of the pointer
         result.resize(ggml_nelements(node));
         ggml_backend_tensor_get(node, result.data(), 0, result.size()*sizeof(float));
         ggml_backend_buffer_free(buffer);
@@ -90,6 +95,18 @@ ggml_backend_t cpu, device;
 int n_ok = 0, n_bad = 0;
 
 // tolerance: of the difference's norm, relative to the result's
+void report(const std::string & what, double tolerance, const std::vector<float> & expected, const std::vector<float> & found) {
+    double d = 0, n = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+        d += std::pow((double) found[i] - expected[i], 2);
+        n += std::pow((double) expected[i], 2);
+    }
+    const double error = n == 0 && d == 0 ? 0 : std::sqrt(d/n);
+    const bool ok = error <= tolerance; // NaN is not
+    ++(ok ? n_ok : n_bad);
+    printf("%s  %s: %.2g\n", ok ? "ok " : "BAD", what.c_str(), error);
+}
+
 void compare(const std::string & what, double tolerance, const build & make) {
     std::vector<float> expected, found;
     if (!compute(cpu, make, expected)) {
@@ -102,15 +119,7 @@ void compare(const std::string & what, double tolerance, const build & make) {
         ++n_bad;
         return;
     }
-    double d = 0, n = 0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-        d += std::pow((double) found[i] - expected[i], 2);
-        n += std::pow((double) expected[i], 2);
-    }
-    const double error = n == 0 && d == 0 ? 0 : std::sqrt(d/n);
-    const bool ok = error <= tolerance; // NaN is not
-    ++(ok ? n_ok : n_bad);
-    printf("%s  %s: %.2g\n", ok ? "ok " : "BAD", what.c_str(), error);
+    report(what, tolerance, expected, found);
 }
 
 ggml_tensor * f32(ggml_context * c, int64_t n0, int64_t n1 = 1, int64_t n2 = 1, int64_t n3 = 1) { return ggml_new_tensor_4d(c, GGML_TYPE_F32, n0, n1, n2, n3); }
@@ -196,6 +205,14 @@ void others() {
     compare("CONT of a permuted tensor", 0, [](ggml_context * c) { return ggml_cont(c, ggml_permute(c, f32(c, 33, 5, 3), 1, 2, 0, 3)); });
     compare("CONT of a transposed tensor", 0, [](ggml_context * c) { return ggml_cont(c, ggml_transpose(c, f32(c, 33, 50))); });
     compare("ADD, broadcast", t, [](ggml_context * c) { return ggml_add(c, f32(c, 96, 9), f32(c, 96)); });
+    // one after the other, each in memory of its own
+    compare("ADD, five", t, [](ggml_context * c) {
+        ggml_tensor * sum = f32(c, 96, 9);
+        for (int i = 0; i < 4; ++i) {
+            sum = ggml_add(c, sum, f32(c, 96, 9));
+        }
+        return sum;
+    });
     compare("SUB", t, [](ggml_context * c) { return ggml_sub(c, f32(c, 96, 9), f32(c, 96, 9)); });
     compare("MUL, broadcast", t, [](ggml_context * c) { return ggml_mul(c, f32(c, 96, 9), f32(c, 1, 9)); });
     compare("DIV", t, [](ggml_context * c) { return ggml_div(c, f32(c, 96, 9), ggml_exp(c, f32(c, 1, 9))); });
@@ -221,6 +238,60 @@ void others() {
     compare("ADD_ID", t, [](ggml_context * c) { return ggml_add_id(c, f32(c, 96, 2, 9), f32(c, 96, 4), ids(c, 4, 2, 9)); });
 }
 
+// The softmax of the vocabulary in the device's memory; in each row the largest logit above the others by `lead`.
+void softmax(const std::string & name, float lead) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(device));
+    const auto get = (const softmax_on_device * (*)()) ggml_backend_reg_get_proc_address(reg, SOFTMAX_ON_DEVICE);
+    if (!get) {
+        printf("BAD  %s: the device does not have it\n", name.c_str());
+        ++n_bad;
+        return;
+    }
+    const int32_t n_vocab = 50001, n_rows = 3;
+    const softmax_rows rows = { n_vocab, 0.7, 2 };
+    std::mt19937 random(1);
+    std::vector<float> logits(n_rows*n_vocab), exps(logits.size());
+    std::vector<softmax_target> targets;
+    std::vector<softmax_weight> weights;
+    for (int32_t r = 0; r < n_rows; ++r) {
+        float * z = &logits[r*n_vocab];
+        for (int32_t i = 0; i < n_vocab; ++i) {
+            z[i] = std::normal_distribution<float>(0, 3)(random);
+        }
+        const int32_t top = random() % n_vocab;
+        z[top] = lead + *std::max_element(z, z + n_vocab);
+        for (const int32_t token : { top, (int32_t) (random() % n_vocab), top }) {
+            targets.push_back({ r, token, 0, 0 });
+            weights.push_back({ r, token, std::normal_distribution<double>()(random) });
+        }
+    }
+    std::vector<softmax_target> on_device = targets;
+
+    rows.forward(logits.data(), exps.data(), targets.data(), targets.size());
+    rows.backward(exps.data(), weights.data(), weights.size());
+    ggml_context * c = ggml_init({ 2*ggml_tensor_overhead(), nullptr, true });
+    ggml_tensor * z = f32(c, n_vocab, n_rows), * e = f32(c, n_vocab, n_rows);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(c, device);
+    ggml_backend_tensor_set(z, logits.data(), 0, ggml_nbytes(z));
+    get()->forward(device, rows, (const float *) z->data, (float *) e->data, on_device.data(), on_device.size());
+    get()->backward(device, rows, (float *) e->data, weights.data(), weights.size());
+    std::vector<float> found(exps.size());
+    ggml_backend_tensor_get(e, found.data(), 0, ggml_nbytes(e));
+    ggml_backend_buffer_free(buffer);
+    ggml_free(c);
+
+    const auto of = [](const std::vector<softmax_target> & targets, double softmax_target::*what) {
+        std::vector<float> numbers;
+        for (const auto & t : targets) {
+            numbers.push_back(t.*what);
+        }
+        return numbers;
+    };
+    report(name + ", log p", 1e-5, of(targets, &softmax_target::log_p), of(on_device, &softmax_target::log_p));
+    report(name + ", log(1 - p)", 1e-5, of(targets, &softmax_target::log_1mp), of(on_device, &softmax_target::log_1mp));
+    report(name + ", gradient", 1e-5, exps, found);
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -232,6 +303,8 @@ int main(int argc, char ** argv) {
     device = open_device(argv[2]);
     products();
     others();
+    softmax("softmax", 0.5f);
+    softmax("softmax near p = 1", 25.0f);
     printf("%d ok, %d bad\n", n_ok, n_bad);
     return n_bad > 0;
 }

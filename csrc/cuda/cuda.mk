@@ -68,7 +68,7 @@ bin/libggml-cuda.so: $(OBJECTS) csrc/backend.map
 		$(LIB)/libcudart_static.a $(CUBLAS) -Wl,-rpath,'$$ORIGIN:$(LIB)' -ldl -lrt -lm
 
 # compares the module's device with the CPU's
-build/cuda-compare: $(OBJ)/csrc/cuda/compare.cpp.o $(BASE_SRC:%=$(OBJ)/%.o)
+build/cuda-compare: $(OBJ)/csrc/cuda/compare.cpp.o $(OBJ)/csrc/softmax.cpp.o $(BASE_SRC:%=$(OBJ)/%.o)
 	@echo "  LINK    $@"
 	@$(CXX) -pthread -o $@ $^ -ldl -lm
 

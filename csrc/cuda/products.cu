@@ -2,16 +2,12 @@
 
 #include "common.cuh"
 #include "convert.cuh"
+#include "launch.cuh"
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
-
-// csrc/cuda/host, which runs this file's kernels on the CPU, has its own
-#ifndef LAUNCH
-#define LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
-#endif
 
 namespace {
 

@@ -1,13 +1,15 @@
 // A backend module for tests: a GPU that is none. Its memory cannot be touched from
 // outside, as a GPU's: who follows a pointer into it ends with a segmentation fault. It computes
-// with the CPU's kernels, so that results must have the same bits as without it.
+// with the CPU's kernels and softmax, so that results must have the same bits as without it.
 //
 // GGML_BACKEND_PATH names it, and llsteer loads it where GPU layers are asked for. With
-// LLSTEER_MOCK_AS, the path of libggml-cuda.so, it refuses what that backend refuses.
+// LLSTEER_MOCK_AS, the path of libggml-cuda.so, it refuses what that backend refuses, and has a softmax if that has one.
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
+#include "softmax.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -25,6 +27,12 @@ ggml_backend_reg_t open_module(const char * path) {
         GGML_ABORT("%s", dlerror());
     }
     return ((ggml_backend_init_t) dlsym(module, "ggml_backend_init"))();
+}
+
+// the module of LLSTEER_MOCK_AS, or nullptr
+ggml_backend_reg_t mocked() {
+    static ggml_backend_reg_t reg = getenv("LLSTEER_MOCK_AS") ? open_module(getenv("LLSTEER_MOCK_AS")) : nullptr;
+    return reg;
 }
 
 ggml_backend_t new_cpu() {
@@ -136,6 +144,31 @@ ggml_status compute(ggml_backend_t b, ggml_cgraph * graph, int) {
     return ggml_backend_graph_compute(cpu(b), graph);
 }
 
+// Is it the beginning of n floats in this device's memory?
+bool holds(const float * p, int64_t n) {
+    std::lock_guard<std::mutex> guard(lock);
+    return std::any_of(all.begin(), all.end(), [&](const memory * m) { return (char *) p >= (char *) m->base && (char *) (p + n) <= (char *) m->base + m->size; });
+}
+void softmax_forward(ggml_backend_t, const softmax_rows & rows, const float * logits, float * exps, softmax_target * targets, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        const int64_t size = (int64_t) (targets[i].row + 1)*rows.n_vocab;
+        GGML_ASSERT(holds(logits, size) && (!exps || holds(exps, size)) && "a row is not in this device's memory");
+    }
+    opened o;
+    rows.forward(logits, exps, targets, n);
+}
+void softmax_backward(ggml_backend_t, const softmax_rows & rows, float * exps, const softmax_weight * weights, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        GGML_ASSERT(holds(exps, (int64_t) (weights[i].row + 1)*rows.n_vocab) && "a row is not in this device's memory");
+    }
+    opened o;
+    rows.backward(exps, weights, n);
+}
+const softmax_on_device * softmax() {
+    static const softmax_on_device functions = { softmax_forward, softmax_backward };
+    return &functions;
+}
+
 ggml_guid guid = { 'l', 'l', 's', 't', 'e', 'e', 'r', ' ', 'm', 'o', 'c', 'k', 0, 0, 0, 0 };
 
 // ---- device ------------------------------------------------------------------
@@ -163,14 +196,8 @@ ggml_backend_t init_backend(ggml_backend_dev_t, const char *) {
 ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t) { return &type; }
 
 bool supports_op(ggml_backend_dev_t, const ggml_tensor * t) {
-    static bool (*as)(const ggml_tensor *) = [] {
-        bool (*f)(const ggml_tensor *) = nullptr;
-        if (const char * path = getenv("LLSTEER_MOCK_AS")) {
-            f = (decltype(f)) ggml_backend_reg_get_proc_address(open_module(path), "ggml_backend_cuda_supports_op");
-            GGML_ASSERT(f);
-        }
-        return f;
-    }();
+    static const auto as = (bool (*)(const ggml_tensor *)) (mocked() ? ggml_backend_reg_get_proc_address(mocked(), "ggml_backend_cuda_supports_op") : nullptr);
+    GGML_ASSERT(as || !mocked());
     static ggml_backend_t inner = new_cpu();
     return (!as || as(t)) && ggml_backend_supports_op(inner, t);
 }
@@ -184,7 +211,10 @@ ggml_backend_device device = {
 const char * reg_name(ggml_backend_reg_t) { return "Mock"; }
 size_t device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t) { return &device; }
-ggml_backend_reg reg = { GGML_BACKEND_API_VERSION, { reg_name, device_count, get_device, nullptr }, nullptr };
+void * get_proc_address(ggml_backend_reg_t, const char * name) {
+    return strcmp(name, SOFTMAX_ON_DEVICE) == 0 && (!mocked() || ggml_backend_reg_get_proc_address(mocked(), name)) ? (void *) softmax : nullptr;
+}
+ggml_backend_reg reg = { GGML_BACKEND_API_VERSION, { reg_name, device_count, get_device, get_proc_address }, nullptr };
 
 } // namespace
 

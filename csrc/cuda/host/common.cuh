@@ -8,21 +8,101 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <ucontext.h>
 
 // ---- kernels
 
 #define __global__
 #define __device__
+#define __shared__ static // there is one block at a time
 struct cuda_index { int64_t x; };
-inline thread_local cuda_index blockIdx, blockDim, threadIdx;
+inline cuda_index blockIdx, blockDim, threadIdx;
+
+// Runs the threads of a block one after the other. One that comes to a barrier is left there, on a stack of
+// its own, until all are; then they go on. In either order results must be the same.
+inline bool last_thread_first = false;
+class host_block {
+public:
+    template <typename K> void run(int64_t n, K kernel) {
+        threads = n;
+        body = kernel;
+        begun = 0;
+        current = this;
+        while (begun < threads || !waiting.empty()) {
+            if (begun < threads) {
+                if (free.empty()) {
+                    all.push_back(std::make_unique<stack>());
+                    free.push_back(all.back().get());
+                }
+                stack * s = free.back();
+                free.pop_back();
+                getcontext(&s->context);
+                s->context.uc_stack.ss_sp = s->memory;
+                s->context.uc_stack.ss_size = sizeof(s->memory);
+                s->context.uc_link = nullptr;
+                makecontext(&s->context, (void (*)()) begin_threads, 0);
+                resume(s);
+                continue;
+            }
+            GGML_ASSERT((int64_t) waiting.size() == threads && "some threads of a block end where others wait for them");
+            const std::vector<stack *> arrived = std::move(waiting);
+            waiting.clear();
+            for (stack * s : arrived) {
+                threadIdx.x = s->thread;
+                resume(s);
+            }
+        }
+    }
+    static void barrier() {
+        host_block & b = *current;
+        stack * s = b.running;
+        s->thread = threadIdx.x;
+        b.waiting.push_back(s);
+        swapcontext(&s->context, &b.scheduler);
+    }
+
+private:
+    struct stack {
+        ucontext_t context;
+        int64_t thread;
+        char memory[64 << 10];
+    };
+    void resume(stack * s) {
+        running = s;
+        swapcontext(&scheduler, &s->context);
+    }
+    static void begin_threads() { // those that do not wait need no stack of their own
+        host_block & b = *current;
+        stack * own = b.running;
+        while (b.begun < b.threads) {
+            const int64_t i = b.begun++;
+            threadIdx.x = last_thread_first ? b.threads - 1 - i : i;
+            b.body();
+        }
+        b.free.push_back(own);
+        setcontext(&b.scheduler);
+    }
+    static inline host_block * current;
+    std::function<void()> body;
+    int64_t threads, begun;
+    std::vector<std::unique_ptr<stack>> all;
+    std::vector<stack *> free, waiting;
+    stack * running;
+    ucontext_t scheduler;
+};
+inline void __syncthreads() { host_block::barrier(); }
+
 #define LAUNCH(kernel, blocks, threads, stream, ...) \
     do { \
         (void) (stream); \
+        host_block block; \
         blockDim.x = (threads); \
         for (blockIdx.x = 0; blockIdx.x < (int64_t) (blocks); ++blockIdx.x) { \
-            for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) { \
-                (kernel)(__VA_ARGS__); \
-            } \
+            block.run(threads, [&] { (kernel)(__VA_ARGS__); }); \
         } \
     } while (0)
 
@@ -31,6 +111,7 @@ typedef struct cuda_stream * cudaStream_t;
 #define CUBLAS_CHECK(call) GGML_ASSERT((call) == 0)
 enum { cudaMemcpyDeviceToHost, cudaMemcpyHostToDevice };
 inline int cudaGetLastError() { return 0; }
+inline void ggml_cuda_set_device(int) {}
 inline int cudaStreamSynchronize(cudaStream_t) { return 0; }
 inline int cudaMemcpyAsync(void * to, const void * from, size_t n, int, cudaStream_t) { memcpy(to, from, n); return 0; }
 

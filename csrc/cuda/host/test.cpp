@@ -1,6 +1,8 @@
-// Tests of products.cu on the CPU: which numbers it multiplies and where the results
-// go, against sums in double. Not the GPU's arithmetic: scripts/cuda-check.sh does that.
+// Tests of products.cu and vocab-softmax.cu on the CPU: which numbers they read and where the results
+// go, against sums in double. Not the GPU's arithmetic: scripts/cuda-check.sh does that. And of
+// the CPU's own softmax.cpp, which does the same.
 #include "../products.cu"
+#include "../vocab-softmax.cu"
 
 #include <cmath>
 #include <cstdio>
@@ -100,9 +102,125 @@ ggml_tensor * out_prod_id(ggml_context * c, ggml_tensor * w, ggml_tensor * g, gg
     return node;
 }
 
+const softmax_on_device cpu_softmax = {
+    [](ggml_backend_t, const softmax_rows & rows, const float * logits, float * exps, softmax_target * targets, size_t n) { rows.forward(logits, exps, targets, n); },
+    [](ggml_backend_t, const softmax_rows & rows, float * exps, const softmax_weight * weights, size_t n) { rows.backward(exps, weights, n); },
+};
+
+// Rows of logits, some without a target, and targets in any order; the largest logit above the
+// others by `lead`. Each number against the same in double.
+void test_softmax(const std::string & where, const softmax_on_device & tested, int32_t n_vocab, double coldness, float lead) {
+    const std::string what = "softmax on " + where + " of " + std::to_string(n_vocab) + ", lead " + std::to_string(lead);
+    const int n_rows = 4;
+    std::vector<float> logits(n_rows*n_vocab), exps(logits.size(), NAN);
+    std::vector<int32_t> top(n_rows);
+    for (int r = 0; r < n_rows; ++r) {
+        float * z = &logits[r*n_vocab];
+        for (int32_t i = 0; i < n_vocab; ++i) {
+            z[i] = std::normal_distribution<float>(0, 3)(generator);
+        }
+        top[r] = r == 0 ? n_vocab - 1 : generator() % n_vocab;
+        z[top[r]] = lead + *std::max_element(z, z + n_vocab);
+    }
+    std::vector<softmax_target> targets;
+    for (const int r : { 3, 0, 3, 1, 0 }) { // never 2
+        targets.push_back({ r, targets.size() % 2 ? top[r] : (int32_t) (generator() % n_vocab), NAN, NAN });
+    }
+    targets.push_back(targets[1]); // two of one token
+    std::vector<softmax_weight> weights;
+    for (const auto & t : targets) {
+        weights.push_back({ t.row, t.token, std::normal_distribution<double>()(generator) });
+    }
+
+    ggml_backend_cuda_context ctx;
+    ggml_backend backend = {};
+    backend.context = &ctx;
+    const softmax_rows softmax = { n_vocab, coldness, 2 };
+    tested.forward(&backend, softmax, logits.data(), exps.data(), targets.data(), targets.size());
+    std::vector<softmax_target> without = targets; // exponentials not kept
+    tested.forward(&backend, softmax, logits.data(), nullptr, without.data(), without.size());
+    tested.backward(&backend, softmax, exps.data(), weights.data(), weights.size());
+
+    double worst = 0;
+    auto look = [&](double found, double right, double size) {
+        const double e = std::fabs(found - right)/size;
+        worst = e <= worst ? worst : e; // NaN is the worst
+    };
+    for (int r = 0; r < n_rows; ++r) {
+        const float * z = &logits[r*n_vocab];
+        std::vector<double> e(n_vocab);
+        double others = 0, total = 0; // all but the largest; of the weights
+        for (int32_t i = 0; i < n_vocab; ++i) {
+            e[i] = std::exp(coldness*((double) z[i] - z[top[r]]));
+            others += i == top[r] ? 0 : e[i];
+        }
+        for (const auto & w : weights) {
+            total += w.row == r ? w.weight : 0;
+        }
+        const auto complement = [&](int32_t i) { return (i == top[r] ? others : 1 + others - e[i])/(1 + others); }; // 1 - p
+        for (size_t k = 0; k < targets.size(); ++k) {
+            if (targets[k].row == r) {
+                const int32_t i = targets[k].token;
+                const double log_p = coldness*((double) z[i] - z[top[r]]) - std::log1p(others);
+                const double log_1mp = i == top[r] ? std::log(others) - std::log1p(others) : std::log1p(-e[i]/(1 + others));
+                look(targets[k].log_p, log_p, std::fabs(log_p) + 1e-9); // near 0 it is 1 - p that matters
+                look(targets[k].log_1mp, log_1mp, std::fabs(log_1mp));
+                check(without[k].log_p == targets[k].log_p && without[k].log_1mp == targets[k].log_1mp, what + ": the same without exponentials");
+            }
+        }
+        for (int32_t i = 0; i < n_vocab; ++i) {
+            double own = 0;
+            for (const auto & w : weights) {
+                own += w.row == r && w.token == i ? w.weight : 0;
+            }
+            const double of_own = coldness*own*complement(i), of_rest = -coldness*(total - own)*e[i]/(1 + others);
+            if (r == 2) {
+                worst = std::isnan(exps[r*n_vocab + i]) ? worst : INFINITY; // as it was
+            } else {
+                look(exps[r*n_vocab + i], of_own + of_rest, std::fabs(of_own) + std::fabs(of_rest));
+            }
+        }
+    }
+    // The argument of an exponential, coldness*(z - max) above -64, is off by half a unit of the product, of the difference, which is above
+    // -128, and of the coldness; what the function and the products with what it gives add is some units more.
+    const double bound = (32 + 64*coldness + 64)*std::ldexp(1, -24) + std::ldexp(1, -21);
+    check(worst <= bound, what + ": error " + std::to_string(worst/bound) + " of what it may be");
+    // the same bits in the other order of threads
+    std::vector<float> again(logits.size(), NAN);
+    std::vector<softmax_target> targets_again = targets;
+    last_thread_first = true;
+    tested.forward(&backend, softmax, logits.data(), again.data(), targets_again.data(), targets_again.size());
+    tested.backward(&backend, softmax, again.data(), weights.data(), weights.size());
+    last_thread_first = false;
+    check(memcmp(again.data(), exps.data(), exps.size()*sizeof(float)) == 0, what + ": the order of threads changes the gradient");
+    for (size_t k = 0; k < targets.size(); ++k) {
+        check(targets_again[k].log_p == targets[k].log_p && targets_again[k].log_1mp == targets[k].log_1mp, what + ": the order of threads changes probabilities");
+    }
+}
+
+// A model that went wrong must not look as if it had not.
+void test_softmax_of_nan(const std::string & where, const softmax_on_device & tested) {
+    const float z[] = { 1, NAN, 2 };
+    ggml_backend_cuda_context ctx;
+    ggml_backend backend = {};
+    backend.context = &ctx;
+    softmax_target target = { 0, 2, 0, 0 };
+    tested.forward(&backend, { 3, 1, 1 }, z, nullptr, &target, 1);
+    check(std::isnan(target.log_p) && std::isnan(target.log_1mp), "softmax of NaN on " + where);
+}
+
 } // namespace
 
 int main() {
+    const struct { const char * where; const softmax_on_device & softmax; } places[] = { { "a GPU", *llsteer_cuda_softmax() }, { "the CPU", cpu_softmax } };
+    for (const auto & place : places) {
+        for (const int32_t n_vocab : { 1000, CHUNK, 2*CHUNK + 1, 40001 }) {
+            for (const float lead : { 0.5f, 50.0f }) { // and 1 - p near 1e-14
+                test_softmax(place.where, place.softmax, n_vocab, 0.7, lead);
+            }
+        }
+        test_softmax_of_nan(place.where, place.softmax);
+    }
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K }) {
         const std::string name = ggml_type_name(type);
         for (const int64_t n : { 1, 5 }) {
