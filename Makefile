@@ -163,11 +163,11 @@ build/kernels-%: build/obj/cpu-%/csrc/kernels/test.cpp.o $(foreach s,$(KERNEL_SR
 cuda: bin/llsteer
 	@scripts/cuda-build.sh
 
-# the index arithmetic of its kernels, on the CPU
+# the index arithmetic of its kernels, and when graphs are captured, on the CPU
 SOFTMAX := build/obj/llama/csrc/softmax.cpp.o
-build/cuda-on-host: csrc/cuda/host/test.cpp $(wildcard csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/host/*.cuh) csrc/softmax.h $(SOFTMAX) $(MODULE_BASE) Makefile
-	@echo "  CXX     $<"
-	@$(CXX) -std=c++17 $(OWN_FLAGS) -Icsrc/cuda/host -Icsrc/cuda -o $@ $< $(filter %.o,$^) -ldl -lm
+build/cuda-on-host: csrc/cuda/host/test.cpp csrc/cuda/host/graphs.cpp $(wildcard csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/host/*.cuh) csrc/softmax.h $(SOFTMAX) $(MODULE_BASE) Makefile
+	@echo "  CXX     $@"
+	@$(CXX) -std=c++17 $(OWN_FLAGS) -Icsrc/cuda/host -Icsrc/cuda -o $@ $(filter %.cpp %.o,$^) -ldl -lm
 
 # a GPU that is none, for tests
 $(eval $(call compile,mock,-DGGML_BACKEND_BUILD -DMOCK_CPU='"$(abspath bin/libggml-cpu-$(NATIVE).so)"'))

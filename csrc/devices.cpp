@@ -22,7 +22,7 @@ steer_devices::steer_devices(const steer_model & m) : host(m.threads) {
         if (std::any_of(backends.begin(), backends.end(), [&](ggml_backend_t b) { return ggml_backend_get_device(b) == device; })) {
             continue;
         }
-        ggml_backend_t backend = ggml_backend_dev_init(device, nullptr);
+        ggml_backend_t backend = ggml_backend_dev_init(device, "session"); // csrc/cuda/graphs.cuh
         if (!backend) {
             steer_throw(STEER_FAILED, "%s did not start", ggml_backend_dev_name(device));
         }

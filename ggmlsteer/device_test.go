@@ -69,6 +69,7 @@ func TestMockDevice(t *testing.T) {
 	mock := mockDevice(t)
 	inAProcess(t, "^(TestReference.*|TestComplementGradientNearOne|TestSpecifiedActivations|TestOnDevice|TestLittleMemory)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=-1")
 	inAProcess(t, "^(TestReferenceCases|TestReferenceCasesDecoded|TestSpecifiedActivations|TestOnDevice)$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=2")
+	inAProcess(t, "^TestGraphsHaveTheSameBits$/^gemma2$", "GGML_BACKEND_PATH="+mock, testGPULayers+"=-1")
 }
 
 // TestCUDARefusesNothing has the mock device refuse what ggml's CUDA backend would.

@@ -3,7 +3,7 @@
 # a C++ compiler and what scripts/cuda-bundle.sh packs: no Go, no network. PyTorch and
 # compute-sanitizer are used where they are.
 #
-#   scripts/cuda-check.sh [build|kernels|gradients|tutorial|sanitizer|bench]...   default: all
+#   scripts/cuda-check.sh [build|kernels|gradients|graphs|tutorial|sanitizer|bench]...   default: all
 #
 # Writes build/cuda-check.txt, and ends with code 1 if a check failed.
 set -u
@@ -38,6 +38,16 @@ gradients() {
     return $rc
 }
 
+# CUDA graphs: the same bits as without, and each session says that it captured and launched some
+graphs() {
+    tests=build/gpu/ggmlsteer.test
+    [ -x $tests ] || { echo "$tests is not there: scripts/cuda-bundle.sh makes it"; return 1; }
+    (cd ggmlsteer && LLSTEER_TEST_GPU_LAYERS=$1 "$root/$tests" -test.v -test.run '^TestCUDAGraphs$') > build/cuda-graphs.txt 2>&1
+    rc=$?
+    grep -E '^(--- |FAIL|ok|PASS)|CUDA graphs|Error|Messages' build/cuda-graphs.txt
+    [ $rc = 0 ] && grep -q '^--- PASS: TestCUDAGraphs' build/cuda-graphs.txt
+}
+
 # the demo's job on the GPU and on the CPU: the same number of steps, and the same loss to 1 in 1000
 tutorial() {
     for layers in 0 -1; do
@@ -70,11 +80,15 @@ sanitizer() {
         tail -2 build/cuda-$tool.txt
         [ $rc = 0 ] || return 1
     done
+    LLSTEER_CUDA_GRAPHS=1 compute-sanitizer --tool memcheck --error-exitcode 9 bin/llsteer optimize -m demo demo --max-iters 3 -ngl -1 -q -o build/cuda-sanitizer.gguf > build/cuda-memcheck-graphs.txt 2>&1
+    rc=$?
+    tail -2 build/cuda-memcheck-graphs.txt
+    return $rc
 }
 
 all() {
     nvidia-smi || { echo "FAILED: there is no NVIDIA driver here"; failed=driver; return; }
-    for part in ${*:-build kernels gradients tutorial sanitizer bench}; do
+    for part in ${*:-build kernels gradients graphs tutorial sanitizer bench}; do
         step "$part"
         case $part in
         build) check build scripts/cuda-build.sh ;;
@@ -82,6 +96,10 @@ all() {
         gradients)
             check "gradients, all blocks" gradients -1
             check "gradients, two blocks" gradients 2
+            ;;
+        graphs)
+            check "CUDA graphs, all blocks" graphs -1
+            check "CUDA graphs, two blocks" graphs 2
             ;;
         tutorial)
             check "tutorial, bf16" tutorial bf16

@@ -10,6 +10,8 @@ random_gguf.py writes. The floor is what no implementation can go below: the wei
 blocks from the steered layer up and of the head, read twice at the measured copy rate, or the
 operations at the measured matrix rate, whichever takes longer.
 
+Each is timed without CUDA graphs and with them (docs/cuda.md).
+
 Prints a table and writes bench/results/cuda-step.json. Without PyTorch there is no floor and no
 comparison, only times. Needs numpy."""
 import argparse
@@ -52,7 +54,8 @@ def main():
                 subprocess.run([sys.executable, HERE/"random_gguf.py", "--shape", shape, "--type", type, str(model) + ".new"], check=True)
                 pathlib.Path(str(model) + ".new").rename(model)
             for precision in ("bf16", "f32"):
-                ours[type, precision] = [args.folder/"bench-step", "-m", model, "-ngl", args.gpu_layers, "-layer", layer, "-precision", precision]
+                for graphs in (0, 1):
+                    ours[type, precision, graphs] = ["env", f"LLSTEER_CUDA_GRAPHS={graphs}", args.folder/"bench-step", "-m", model, "-ngl", args.gpu_layers, "-layer", layer, "-precision", precision]
         times, about = {}, {}
         reference = None
         if torch:
@@ -81,10 +84,10 @@ def main():
         print(f"\n{shape}: {tokens} tokens, {flops/1e9:.0f} GFLOP; {about.get('device', 'no PyTorch')}")
         if about.get("copied_bytes_per_second"):
             print(f"copies {about['copied_bytes_per_second']/1e9:.0f} GB/s, bfloat16 {about['bfloat16_flops_per_second']/1e12:.0f} TFLOP/s")
-        for (type, precision) in ours:
-            t = median[type, precision]
-            line = {"shape": shape, "type": type, "precision": precision, "seconds": times[type, precision]}
-            text = f"  {type:5} {precision:4} {1e3*t:9.2f} ms"
+        for (type, precision, graphs) in ours:
+            t = median[type, precision, graphs]
+            line = {"shape": shape, "type": type, "precision": precision, "graphs": bool(graphs), "seconds": times[type, precision, graphs]}
+            text = f"  {type:5} {precision:4} {'graphs' if graphs else '':6} {1e3*t:9.2f} ms"
             if about.get("copied_bytes_per_second"):
                 floor = max(2*weights*BYTES[type]/about["copied_bytes_per_second"], flops/about["bfloat16_flops_per_second"])
                 line |= {"floor": floor, "of_floor": t/floor} | {v: median[v]/t for v in VARIANTS}

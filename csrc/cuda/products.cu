@@ -15,6 +15,8 @@ namespace {
 constexpr size_t PANEL_BYTES = 16 << 20;
 // some of ggml's dequantizers write whole superblocks
 constexpr int64_t SUPERBLOCK = 256;
+// of cuBLAS, as much as it takes on an H100. Its own is not for CUDA graphs, and another size might choose other kernels
+constexpr size_t WORKSPACE_BYTES = 32 << 20;
 constexpr int THREADS = 256;
 
 bool is_backward(const ggml_tensor * node) { return node->op == GGML_OP_OUT_PROD; }
@@ -85,7 +87,6 @@ void multiply(ggml_backend_cuda_context & ctx, const shape & s, int64_t n, matri
     const int64_t m = s.backward ? s.length : s.rows, k = s.backward ? s.rows : s.length;
     // ggml's handle allows TF32, which PEDANTIC does not
     const cublasComputeType_t compute = std::is_same<T, float>::value ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
-    CUBLAS_CHECK(cublasSetStream(ctx.cublas_handle(), ctx.stream()));
     CUBLAS_CHECK(cublasGemmStridedBatchedEx(ctx.cublas_handle(), s.backward ? CUBLAS_OP_N : CUBLAS_OP_T, x.op, m, s.columns, k,
         &alpha, w.data, cuda_type_of<T>(), w.ld, w.stride, x.data, cuda_type_of<T>(), x.ld, x.stride,
         &beta,  y.data, CUDA_R_32F, y.ld, y.stride, n, compute, CUBLAS_GEMM_DEFAULT));
@@ -294,6 +295,9 @@ bool llsteer_cuda_product_supports(const ggml_tensor * node) {
 void llsteer_cuda_product_compute(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
     // older GPUs multiply no bfloat16
     const bool in_bfloat16 = is_fixed(node) && ggml_cuda_info().devices[ctx.device].cc >= GGML_CUDA_CC_AMPERE;
+    ggml_cuda_pool_alloc<char> workspace(ctx.pool(), WORKSPACE_BYTES);
+    CUBLAS_CHECK(cublasSetStream(ctx.cublas_handle(), ctx.stream())); // takes the workspace away
+    CUBLAS_CHECK(cublasSetWorkspace(ctx.cublas_handle(), workspace.get(), WORKSPACE_BYTES));
     if (node->src[2]) {
         in_bfloat16 ? compute_id<nv_bfloat16>(ctx, node) : compute_id<float>(ctx, node);
     } else {

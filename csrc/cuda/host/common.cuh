@@ -115,6 +115,71 @@ inline void ggml_cuda_set_device(int) {}
 inline int cudaStreamSynchronize(cudaStream_t) { return 0; }
 inline int cudaMemcpyAsync(void * to, const void * from, size_t n, int, cudaStream_t) { memcpy(to, from, n); return 0; }
 
+// ---- CUDA graphs: what is submitted while a stream is captured is done at each launch. For graphs.cpp
+
+enum cudaError_t { cudaSuccess, cudaErrorUnknown };
+enum { cudaStreamCaptureModeRelaxed };
+typedef std::vector<std::function<void()>> * cudaGraph_t, * cudaGraphExec_t;
+
+inline cudaGraph_t capturing = nullptr; // what has been submitted
+inline const char * failing = "";       // which of these functions fails
+inline int n_graphs = 0;                // that are not destroyed
+inline int n_captures = 0, n_launches = 0;
+
+inline void submit(std::function<void()> kernel) {
+    if (capturing) {
+        capturing->push_back(kernel);
+    } else {
+        kernel();
+    }
+}
+inline bool fails(const char * function) { return strcmp(failing, function) == 0; }
+inline const char * cudaGetErrorString(cudaError_t) { return failing; }
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, int) {
+    if (fails("begin")) {
+        return cudaErrorUnknown;
+    }
+    ++n_captures;
+    capturing = new std::vector<std::function<void()>>;
+    ++n_graphs;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    --n_graphs;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t * graph) {
+    *graph = capturing;
+    capturing = nullptr;
+    if (fails("end")) {
+        cudaGraphDestroy(*graph);
+        *graph = nullptr;
+        return cudaErrorUnknown;
+    }
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t * executable, cudaGraph_t graph, void *, void *, int) {
+    if (fails("instantiate")) {
+        return cudaErrorUnknown;
+    }
+    *executable = new std::vector<std::function<void()>>(*graph);
+    ++n_graphs;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    GGML_ASSERT(!capturing);
+    if (fails("launch")) {
+        return cudaErrorUnknown;
+    }
+    ++n_launches;
+    for (auto & kernel : *graph) {
+        kernel();
+    }
+    return cudaSuccess;
+}
+
 // ---- bfloat16
 
 struct nv_bfloat16 { ggml_bf16_t b; };
@@ -169,6 +234,7 @@ enum cudaDataType_t { CUDA_R_32F, CUDA_R_16BF };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_PEDANTIC };
 enum { CUBLAS_GEMM_DEFAULT };
 inline int cublasSetStream(cublasHandle_t, cudaStream_t) { return 0; }
+inline int cublasSetWorkspace(cublasHandle_t, void *, size_t) { return 0; }
 
 inline int64_t cublas_calls = 0;
 

@@ -1,6 +1,6 @@
 // Tests of products.cu and vocab-softmax.cu on the CPU: which numbers they read and where the results
 // go, against sums in double. Not the GPU's arithmetic: scripts/cuda-check.sh does that. And of
-// the CPU's own softmax.cpp, which does the same.
+// the CPU's own softmax.cpp, which does the same. main calls those of graphs.cpp, too.
 #include "../products.cu"
 #include "../vocab-softmax.cu"
 
@@ -9,7 +9,7 @@
 #include <random>
 #include <string>
 
-namespace {
+void test_graphs(); // graphs.cpp
 
 int passed = 0, failed = 0;
 
@@ -19,6 +19,8 @@ void check(bool ok, const std::string & what) {
         printf("FAIL %s\n", what.c_str());
     }
 }
+
+namespace {
 
 std::mt19937 generator(1);
 
@@ -277,6 +279,7 @@ int main() {
         ggml_tensor * y = ggml_mul_mat(c, w, normal(c, GGML_TYPE_F32, 256, 2));
         check(!llsteer_cuda_product_is(y), "an ordinary product is ggml-cuda's");
     }
+    test_graphs();
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
