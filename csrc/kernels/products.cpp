@@ -226,7 +226,7 @@ void llsteer_product_compute(const ggml_compute_params * params, ggml_tensor * n
     int64_t at = 0, bundle = 0; // the numbers of the next element and bundle
     each_matrix(node, column, lists, [&](const matrix & m, columns cols) {
         const int64_t part =
-            in == TILES ? tiles::part(size, cols.n, back ? m.block : 1, nth) :
+            in == TILES ? tiles::part(size, cols.n, nth) :
             in == FIXED ? (back ? fixed::backward_part(m.block) : fixed::forward_part()) :
             back ? exact::backward_part(size, m.block) : exact::forward_part(cols.n);
         for (int64_t first = 0; first < size; first += part) {

@@ -1,11 +1,12 @@
 #include "tiles.h"
 
-#include "blocks.h"
 #include "lanes.h"
 
 #include <cstring>
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+
+#include "slices.h"
 
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -23,10 +24,12 @@ constexpr int64_t DEPTH = 32;                  // elements along the sum, 16 pai
 constexpr size_t TILE = ROWS*DEPTH*2;          // bytes
 static_assert(ROWS == W && ROWS == tiles::COLUMNS);
 
-constexpr int64_t PANEL = LARGEST_BLOCK;       // elements of a row of W that are expanded together
-constexpr int64_t CHUNK = 256;                 // elements along the sum for which a panel of W is
+constexpr int64_t CHUNK = slices::CHUNK;       // elements along the sum for which a panel of W is
 constexpr int64_t STEPS = CHUNK/DEPTH;
-constexpr int64_t STRIP = 2*ROWS;              // rows of W in a forward panel
+constexpr int64_t STRIP = 2*ROWS;              // elements of y for which a panel of W is
+constexpr size_t PANEL = STEPS*2*TILE;
+using slices::SLICES;
+static_assert(DEPTH == slices::SLICE && STRIP == slices::SLICE && CHUNK == 2*slices::PAIRS);
 constexpr int64_t GROUP = 256;                 // most columns for which W is expanded once
 constexpr int64_t NEAR = 768 << 10;            // bytes of x, or of sums, that stay in the second-level cache
 
@@ -56,6 +59,9 @@ inline __m512i rounded(vec low, vec high) { return (__m512i) _mm512_cvtne2ps_pbh
 
 inline void store(void * to, __m512i v) { _mm512_store_si512(to, v); }
 
+// the first n of v's numbers
+inline void put(float * y, vec v, int64_t n) { _mm512_mask_storeu_ps(y, (__mmask16) (n < W ? (1u << n) - 1 : ~0u), (__m512) v); }
+
 // x[0..n) and zeros, stride bytes apart
 inline vec gather(const char * x, size_t stride, int64_t n) {
     if (stride == sizeof(float)) {
@@ -73,280 +79,207 @@ inline __m512i round_row(const char * x, size_t stride, int64_t n) {
     return rounded(gather(x, stride, n), gather(x + W*stride, stride, n - W));
 }
 
-// ---- rows of W --------------------------------------------------------------------------
-// A row of left tiles is n elements in order; one of right tiles has pairs of two rows. They end with
-// zeros, up to a multiple of DEPTH.
-
-// first and second, lane by lane
-inline __m512i paired(vec first, vec second) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, rounded(first, second));
-}
-
-// What a row is expanded to, W elements after the others: a row of left tiles.
-struct left_row {
-    char * to;
-    vec * low; // the first W elements of DEPTH, until the others come
-    int half;  // 0, 1: which of them is next
-
-    left_row operator+(int n) const { return {to + (half*W + n)/DEPTH*TILE, low, (half + n/W)%2}; }
-};
-inline void write(left_row y, vec v) {
-    if (y.half) {
-        store(y.to, rounded(*y.low, v));
-    } else {
-        *y.low = v;
-    }
-}
-
-// A block of the first row of a pair.
-struct first_row {
-    vec * to;
-
-    first_row operator+(int n) const { return {to + n/W}; }
-};
-inline void write(first_row y, vec v) { *y.to = v; }
-
-// A row of right tiles, from the second row of a pair.
-struct right_row {
-    char * to;
-    const vec * first;
-
-    right_row operator+(int n) const { return {to + n/ROWS*STEPS*TILE, first + n/W}; }
-};
-inline void write(right_row y, vec v) { store(y.to, paired(*y.first, v)); }
-
-template <class block, int N> struct of_blocks {
-    static void left(const matrix &, const char * x, int64_t n, char * to) {
-        vec low;
-        blocks::expand_row<block, N>(x, left_row{to, &low, 0}, n);
-    }
-    static void right(const matrix &, const char * x, const char * next, int64_t n, char * to) {
-        const block * a = (const block *) x, * b = (const block *) next;
-        for (; n > 0; n -= N, ++a, ++b, to += N/ROWS*STEPS*TILE) {
-            vec first[N/W];
-            blocks::expand(*a, first_row{first});
-            blocks::expand(*b, right_row{to, first});
-        }
-    }
-};
-
-struct of_bfloats {
-    static __m512i load(const char * x, int64_t n) { return _mm512_maskz_loadu_epi16((__mmask32) (n < DEPTH ? (1ull << n) - 1 : ~0ull), x); }
-    static void left(const matrix &, const char * x, int64_t n, char * to) {
-        for (; n > 0; n -= DEPTH, x += 2*DEPTH, to += TILE) {
-            store(to, load(x, n));
-        }
-    }
-    static void right(const matrix &, const char * x, const char * next, int64_t n, char * to) {
-        const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-        const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(W));
-        for (; n > 0; n -= DEPTH, x += 2*DEPTH, next += 2*DEPTH, to += 2*STEPS*TILE) {
-            const __m512i a = load(x, n), b = load(next, n);
-            store(to,              _mm512_permutex2var_epi16(a, low, b));
-            store(to + STEPS*TILE, _mm512_permutex2var_epi16(a, high, b));
-        }
-    }
-};
-
-// Of any type; no row counts as zeros.
-struct of_floats {
-    static void expand(const matrix & w, const char * x, int64_t n, float * to) {
-        float * const end = to + divide_up(n, DEPTH)*DEPTH;
-        if (!x) {
-            n = 0;
-        } else if (w.to_float) {
-            w.to_float(x, to, n);
-        } else {
-            memcpy(to, x, n*sizeof(float));
-        }
-        std::fill(to + n, end, 0.0f);
-    }
-    static void left(const matrix & w, const char * x, int64_t n, char * to) {
-        alignas(LINE) float row[PANEL];
-        expand(w, x, n, row);
-        for (int64_t i = 0; i < n; i += DEPTH, to += TILE) {
-            store(to, rounded(load(row + i), load(row + i + W)));
-        }
-    }
-    static void right(const matrix & w, const char * x, const char * next, int64_t n, char * to) {
-        alignas(LINE) float first[PANEL], second[PANEL];
-        expand(w, x, n, first);
-        expand(w, next, n, second);
-        for (int64_t i = 0; i < n; i += ROWS, to += STEPS*TILE) {
-            store(to, paired(load(first + i), load(second + i)));
-        }
-    }
-};
-
-struct expander {
-    void (* left)(const matrix & w, const char * x, int64_t n, char * to);
-    void (* right)(const matrix & w, const char * x, const char * next, int64_t n, char * to);
-};
-template <class T> constexpr expander expander_of = {T::left, T::right};
-
-const expander & expander_for(const matrix & w) {
-    switch (w.type) {
-        case GGML_TYPE_BF16:   return expander_of<of_bfloats>;
-        case GGML_TYPE_Q4_0:   return expander_of<of_blocks<block_q4_0,   QK4_0>>;
-        case GGML_TYPE_Q4_1:   return expander_of<of_blocks<block_q4_1,   QK4_1>>;
-        case GGML_TYPE_Q5_0:   return expander_of<of_blocks<block_q5_0,   QK5_0>>;
-        case GGML_TYPE_Q5_1:   return expander_of<of_blocks<block_q5_1,   QK5_1>>;
-        case GGML_TYPE_Q8_0:   return expander_of<of_blocks<block_q8_0,   QK8_0>>;
-        case GGML_TYPE_Q2_K:   return expander_of<of_blocks<block_q2_K,   QK_K>>;
-        case GGML_TYPE_Q3_K:   return expander_of<of_blocks<block_q3_K,   QK_K>>;
-        case GGML_TYPE_Q4_K:   return expander_of<of_blocks<block_q4_K,   QK_K>>;
-        case GGML_TYPE_Q5_K:   return expander_of<of_blocks<block_q5_K,   QK_K>>;
-        case GGML_TYPE_Q6_K:   return expander_of<of_blocks<block_q6_K,   QK_K>>;
-        case GGML_TYPE_IQ4_NL: return expander_of<of_blocks<block_iq4_nl, QK4_NL>>;
-        case GGML_TYPE_IQ4_XS: return expander_of<of_blocks<block_iq4_xs, QK_K>>;
-        case GGML_TYPE_MXFP4:  return expander_of<of_blocks<block_mxfp4,  QK_MXFP4>>;
-        default:               return expander_of<of_floats>;
-    }
-}
-
-// ---- multiplying ----------------------------------------------------------------------
-
-// Tiles along the sum, one behind the other, of several rows (left) or columns (right), next bytes apart.
-struct operand {
-    const char * data;
-    size_t next;
-    int64_t n;
-};
-
-// Loads a tile of W, which the first-level cache holds, or of x, which had better not take its room.
-#define LOAD(tile, of_w, from) do { if constexpr (of_w) _tile_loadd(tile, from, LINE); else _tile_stream_loadd(tile, from, LINE); } while (0)
-
-// The products of A left with B right operands, one of which is of W, set or added to the sums, tiles below
-// and beside bytes apart; meanwhile() is called with each step along the sum.
-template <bool W_LEFT, int A, int B, typename F>
-inline void multiply(const char * left, size_t left_next, const char * right, size_t right_next, int64_t steps, char * sums, size_t below, size_t beside, bool add, F meanwhile) {
-    char * const s0 = sums, * const s1 = sums + beside, * const s2 = sums + below, * const s3 = s2 + beside;
-    if (add) {
-        _tile_loadd(0, s0, LINE);
-        if constexpr (B > 1) _tile_loadd(1, s1, LINE);
-        if constexpr (A > 1) _tile_loadd(2, s2, LINE);
-        if constexpr (A > 1 && B > 1) _tile_loadd(3, s3, LINE);
-    } else {
-        _tile_zero(0);
-        if constexpr (B > 1) _tile_zero(1);
-        if constexpr (A > 1) _tile_zero(2);
-        if constexpr (A > 1 && B > 1) _tile_zero(3);
-    }
-    for (int64_t i = 0; i < steps; ++i, left += TILE, right += TILE) {
-        LOAD(4, W_LEFT, left);
-        LOAD(6, !W_LEFT, right);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (B > 1) {
-            LOAD(7, !W_LEFT, right + right_next);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if constexpr (A > 1) {
-            LOAD(5, W_LEFT, left + left_next);
-            _tile_dpbf16ps(2, 5, 6);
-            if constexpr (B > 1) _tile_dpbf16ps(3, 5, 7);
-        }
-        meanwhile();
-    }
-    _tile_stored(0, s0, LINE);
-    if constexpr (B > 1) _tile_stored(1, s1, LINE);
-    if constexpr (A > 1) _tile_stored(2, s2, LINE);
-    if constexpr (A > 1 && B > 1) _tile_stored(3, s3, LINE);
-}
-
 // ---- panels of W ------------------------------------------------------------------------
-// A call goes through panels of W. While one is multiplied, the next one is expanded into the
-// other buffer, and the one behind that is fetched, some of it with each step: all at once would
+// A panel is two tiles for each step along the sum. A call goes through panels. While one is multiplied, the next one is
+// expanded into the other buffer, and one behind it is fetched, some slices between each two tile products: all at once would
 // keep the processor waiting.
 
-// A panel as W has it.
+// Where W has a panel: rows of n elements, at most CHUNK, of which a right panel takes the i-th slices, of [first, end).
 struct source {
     const char * data = nullptr;
-    size_t stride = 0, bytes = 0; // from row to row; of a row
-    int64_t n_rows = 0, n = 0;    // n elements of each
+    size_t stride = 0; // bytes from row to row
+    int64_t n_rows = 0, n = 0, first = 0, i = 0, end = 0;
+
+    const char * row(int64_t r) const { return data + std::min(r, n_rows - 1)*stride; }
 };
 
-// A row of left tiles from a row of W, the i-th of a panel.
-struct left_panel {
+// A unit of expanding: a row of a left tile, from a row of W, or of two right tiles, from two.
+struct unit {
+    const char * x;
+    char * to;
+    const char * prepared;
+    int64_t later; // bytes from x to what is fetched meanwhile
+};
+
+template <class T> struct left_panel {
     static constexpr bool LEFT = true;
-    static int64_t size(const source & s) { return s.n_rows; }
-    static void expand(const matrix & w, const expander & of, const source & s, int64_t i, char * panel) {
-        of.left(w, s.data + i*s.stride, s.n, panel + i/ROWS*STEPS*TILE + i%ROWS*LINE);
-    }
-    static void fetch(const source & s, int64_t i) {
-        if (i < s.n_rows) {
-            ::fetch(s.data + i*s.stride, s.bytes);
-        }
-    }
-};
+    static constexpr int64_t UNITS = STRIP; // of a step
+    static constexpr int AHEAD = 3;         // panels, for fetching
+    static int64_t n_steps(const source & s) { return divide_up(s.n, DEPTH); }
+    static int64_t row(int64_t, int64_t r) { return r; }
 
-// A row of right tiles from a pair of rows of W, zeros beyond the last.
-struct right_panel {
-    static constexpr bool LEFT = false;
-    static int64_t size(const source & s) { return divide_up(s.n_rows, DEPTH)*ROWS; }
-    static void expand(const matrix & w, const expander & of, const source & s, int64_t i, char * panel) {
-        const char * row = s.data + 2*i*s.stride;
-        char * to = panel + i/ROWS*TILE + i%ROWS*LINE;
-        if (2*i + 1 < s.n_rows) {
-            of.right(w, row, row + s.stride, s.n, to);
-        } else {
-            of_floats::right(w, 2*i < s.n_rows ? row : nullptr, nullptr, s.n, to);
-        }
-    }
-    static void fetch(const source & s, int64_t i) {
-        left_panel::fetch(s, 2*i);
-        left_panel::fetch(s, 2*i + 1);
-    }
-};
-
-// What is done besides multiplying, spread evenly over steps.
-template <class P> struct meanwhile {
-    const matrix & w;
-    const expander & of;
-    const source & coming, & later;
-    char * panel; // for what is coming
-    uint32_t n, steps, credit = 0, done = 0;
-
-    meanwhile(const matrix & w, const expander & of, const source & coming, const source & later, char * panel, int64_t steps) :
-        w(w), of(of), coming(coming), later(later), panel(panel), n(P::size(coming)), steps(steps) {}
-
-    void step() {
-        for (credit += n; credit >= steps; credit -= steps) {
-            next();
-        }
-    }
-
-    __attribute__((noinline)) void next() {
-        P::expand(w, of, coming, done, panel);
-        P::fetch(later, done);
-        ++done;
-    }
-};
-
-// All products of left with right operands, over steps tiles.
-template <class P> void multiply(operand left, operand right, int64_t steps, char * sums, size_t below, size_t beside, bool add, meanwhile<P> & also) {
-    for (int64_t j = 0; j < right.n; j += 2) {
-        for (int64_t i = 0; i < left.n; i += 2) {
-            const auto some = [&](auto a, auto b) {
-                multiply<P::LEFT, decltype(a)::value, decltype(b)::value>(left.data + i*left.next, left.next, right.data + j*right.next, right.next,
-                    steps, sums + i*below + j*beside, below, beside, add, [&] { also.step(); });
-            };
-            constexpr std::integral_constant<int, 1> one;
-            constexpr std::integral_constant<int, 2> two;
-            if (i + 1 < left.n) {
-                j + 1 < right.n ? some(two, two) : some(two, one);
-            } else {
-                j + 1 < right.n ? some(one, two) : some(one, one);
+    static void prepare(const matrix & w, const source & s, int64_t step, int64_t first, int64_t n, char * prepared) {
+        if (step == 0) {
+            for (int64_t r = first; r < first + n; ++r) {
+                T::prepare_row(w, s.row(r), s.n, prepared + r*T::ROW);
             }
         }
     }
+    // Meanwhile the line comes near in which the same slice of a later panel ends.
+    static unit at(const matrix & w, const source & s, const source & later, int64_t step, int64_t r, char * panel, const char * prepared) {
+        return {s.row(r), panel + step*2*TILE + r*LINE, T::of_rows(prepared, step) + r*T::ROW,
+            later.data ? later.data - s.data + (step + 1)*T::chunk_bytes(w)/STEPS - 1 : 0};
+    }
+    static void expand(const source & s, int64_t step, unit & u) {
+        store(u.to, T::row(u.x, step, s.n, u.prepared));
+        __builtin_prefetch(u.x + u.later, 0, 2);
+        u.x += s.stride;
+        u.to += LINE;
+        u.prepared += T::ROW;
+    }
+    static void finish(const source &, char *) {}
+};
+
+template <class T> struct right_panel {
+    static constexpr bool LEFT = false;
+    static constexpr int64_t UNITS = ROWS;
+    static constexpr int AHEAD = SLICES + 2;
+    static int64_t n_steps(const source & s) { return divide_up(s.n_rows, DEPTH); }
+    static int64_t row(int64_t step, int64_t r) { return step*DEPTH + 2*r; }
+
+    static void prepare(const matrix & w, const source & s, int64_t step, int64_t first, int64_t n, char * prepared) {
+        if (s.i == s.first) {
+            for (int64_t r = first; r < first + n; ++r) {
+                T::prepare_pair(w, s.row(row(step, r)), s.row(row(step, r) + 1), s.n, prepared + (step*ROWS + r)*T::PAIR);
+            }
+        }
+    }
+    static unit at(const matrix &, const source & s, const source &, int64_t step, int64_t r, char * panel, const char * prepared) {
+        return {s.row(row(step, r)), panel + step*2*TILE + r*LINE, T::of_pairs(prepared, s.i) + (step*ROWS + r)*T::PAIR, 0};
+    }
+    static void expand(const source & s, int64_t, unit & u) {
+        const slices::pairs v = T::pair(u.x, u.x + s.stride, s.i, s.n, u.prepared);
+        store(u.to, v.first);
+        store(u.to + TILE, v.second);
+        u.x += 2*s.stride;
+        u.to += LINE;
+        u.prepared += T::PAIR;
+    }
+
+    // What n units fetch. Memory likes to be read in order: the panels of the same rows share them out, and fetch them whole.
+    static void fetch(const matrix & w, const source & s, int64_t step, int64_t first, int64_t n) {
+        const int64_t rows = divide_up(CHUNK, std::max<int64_t>(1, s.end - s.first)), row = (s.i - s.first)*rows;
+        const int64_t begin = row + (step*ROWS + first)*rows/slices::PAIRS, end = row + (step*ROWS + first + n)*rows/slices::PAIRS;
+        const int64_t bytes = T::chunk_bytes(w);
+        const char * p = s.data + begin*s.stride;
+        for (int64_t r = begin; r < end; ++r, p += s.stride) {
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < bytes; i += LINE) {
+                __builtin_prefetch(p + i, 0, 2);
+            }
+            __builtin_prefetch(p + bytes - 1, 0, 2);
+        }
+        __asm__ volatile(""); // or GCC leaves calls out, as in matrix.h
+    }
+
+    // zeros in place of rows beyond the last
+    static void finish(const source & s, char * panel) {
+        for (int64_t r = s.n_rows; r < divide_up(s.n_rows, DEPTH)*DEPTH; ++r) {
+            for (int64_t i = 0; i < STRIP; ++i) {
+                ((uint16_t *) (panel + r/DEPTH*2*TILE + i/ROWS*TILE))[r % DEPTH/2*DEPTH + i % ROWS*2 + r % 2] = 0;
+            }
+        }
+    }
+};
+
+// A panel that comes while another one is multiplied.
+template <class P> struct coming {
+    const matrix & w;
+    source next, later; // what is expanded, what is fetched
+    char * panel, * prepared;
+    int64_t n_steps = next.n_rows % DEPTH == 0 ? P::n_steps(next) : 0; // for which expanding goes along
+    int64_t n_done = 0;                                                // of these
+
+    // what is left
+    void finish() {
+        for (int64_t i = n_done; i < P::n_steps(next); ++i) {
+            P::prepare(w, next, i, 0, P::UNITS, prepared);
+            for (int64_t r = 0; r < P::UNITS; ++r) {
+                unit u = P::at(w, next, later, i, r, panel, prepared);
+                P::expand(next, i, u);
+            }
+        }
+        P::finish(next, panel);
+    }
+};
+
+// ---- multiplying ----------------------------------------------------------------------
+
+constexpr int64_t SLOTS = 4; // units that go along with a step, or a multiple
+
+// Tiles beside each other, bytes apart.
+struct operand {
+    const char * data;
+    size_t next;
+};
+
+#define MULTIPLY(sum, w, x) do { if constexpr (P::LEFT) _tile_dpbf16ps(sum, w, x); else _tile_dpbf16ps(sum, x, w); } while (0)
+
+// The products of a panel with B columns of tiles of x, set or added to the sums: those of its second tiles and of
+// the second column are bytes apart from the first. Between each two products, n units of the coming panel are expanded.
+template <class P, int B>
+inline void multiply(const char * panel, const char * x, size_t x_next, int64_t n_steps, char * sums, size_t below, size_t beside, bool add, const coming<P> & also, int64_t first, int64_t n) {
+    char * const s[] = {sums, sums + beside, sums + below, sums + below + beside};
+    if (add) {
+        _tile_stream_loadd(0, s[0], LINE);
+        if constexpr (B > 1) _tile_stream_loadd(1, s[1], LINE);
+        _tile_stream_loadd(2, s[2], LINE);
+        if constexpr (B > 1) _tile_stream_loadd(3, s[3], LINE);
+    } else {
+        _tile_zero(0);
+        if constexpr (B > 1) _tile_zero(1);
+        _tile_zero(2);
+        if constexpr (B > 1) _tile_zero(3);
+    }
+    for (int64_t i = 0; i < n_steps; ++i, panel += 2*TILE, x += TILE) {
+        const int64_t m = i < also.n_steps ? n : 0;
+        P::prepare(also.w, also.next, i, first, SLOTS*m, also.prepared);
+        unit u = P::at(also.w, also.next, also.later, i, first, also.panel, also.prepared);
+        const auto meanwhile = [&] {
+            for (int64_t j = m; j > 0; --j) {
+                P::expand(also.next, i, u);
+            }
+        };
+        _tile_loadd(4, panel, LINE);
+        _tile_stream_loadd(6, x, LINE); // from the second-level cache: x had better not take the room of the panel
+        MULTIPLY(0, 4, 6);
+        meanwhile();
+        if constexpr (B > 1) {
+            _tile_stream_loadd(7, x + x_next, LINE);
+            MULTIPLY(1, 4, 7);
+        }
+        meanwhile();
+        _tile_loadd(5, panel + TILE, LINE);
+        MULTIPLY(2, 5, 6);
+        if constexpr (!P::LEFT) P::fetch(also.w, also.later, i, first, SLOTS*m);
+        meanwhile();
+        if constexpr (B > 1) MULTIPLY(3, 5, 7);
+        meanwhile();
+    }
+    _tile_stored(0, s[0], LINE);
+    if constexpr (B > 1) _tile_stored(1, s[1], LINE);
+    _tile_stored(2, s[2], LINE);
+    if constexpr (B > 1) _tile_stored(3, s[3], LINE);
 }
 
-int64_t pairs_of(int64_t n) { return divide_up(n, 2); }
+// The products of a panel with n columns of tiles.
+template <class P> void multiply(const char * panel, operand x, int64_t n, int64_t n_steps, char * sums, size_t below, size_t beside, bool add, coming<P> & also) {
+    const int64_t n_pairs = divide_up(n, 2);
+    for (int64_t i = 0; i < n_pairs; ++i, x.data += 2*x.next, sums += 2*beside) {
+        const int64_t begin = P::UNITS/SLOTS*i/n_pairs, end = P::UNITS/SLOTS*(i + 1)/n_pairs;
+        if (2*i + 1 < n) {
+            multiply<P, 2>(panel, x.data, x.next, n_steps, sums, below, beside, add, also, begin*SLOTS, end - begin);
+        } else {
+            multiply<P, 1>(panel, x.data, x.next, n_steps, sums, below, beside, add, also, begin*SLOTS, end - begin);
+        }
+    }
+    also.n_done = std::min(n_steps, also.n_steps);
+    also.finish();
+}
 
-// ---- forward: W is the left operand -------------------------------------------------------
+// ---- walks through W --------------------------------------------------------------------
 
-// The panels of rows [m0, m1) in order: strips within parts of depth elements along the sum.
+// Forward, the panels of rows [m0, m1): strips within parts of depth elements along the sum.
 struct forward_walk {
     int64_t m0, m1, n_k, depth;
     int64_t begin = 0, m = m0, k = 0; // begin of the part; the panel's first row and element
@@ -355,7 +288,8 @@ struct forward_walk {
     int64_t end() const { return std::min(begin + depth, n_k); }
     int64_t n_rows() const { return std::min(STRIP, m1 - m); }
     int64_t n() const { return std::min(CHUNK, end() - k); }
-    source panel(const matrix & w) const { return ended() ? source() : source{w.at(m, k), w.stride, (size_t) w.bytes(n()), n_rows(), n()}; }
+    int64_t n_steps() const { return divide_up(n(), DEPTH); }
+    source panel(const matrix & w) const { return ended() ? source() : source{w.at(m, k), w.stride, n_rows(), n()}; }
     void advance() {
         if (ended()) {
             return;
@@ -372,7 +306,51 @@ struct forward_walk {
     }
 };
 
-constexpr size_t FORWARD_PANEL = STRIP*CHUNK*2;
+// Backward, the panels of columns [k0, k1): CHUNK rows, STRIP columns.
+struct backward_walk {
+    int64_t k0, k1, n_m;
+    int64_t m = 0, k = k0;
+
+    bool ended() const { return m > 0 && m >= n_m; }
+    int64_t n_rows() const { return std::min(CHUNK, n_m - m); }
+    int64_t n_steps() const { return divide_up(n_rows(), DEPTH); }
+    source panel(const matrix & w) const {
+        const int64_t chunk = k/CHUNK*CHUNK, end = std::min(CHUNK, divide_up(k1, w.block)*w.block - chunk);
+        return ended() ? source() : source{w.at(m, chunk), w.stride, n_rows(), end,
+            std::max<int64_t>(0, k0 - chunk)/STRIP, (k - chunk)/STRIP, divide_up(std::min(CHUNK, k1 - chunk), STRIP)};
+    }
+    void advance() {
+        if (ended()) {
+            return;
+        }
+        k += STRIP;
+        if (k >= k1) {
+            k = k0;
+            m += CHUNK;
+        }
+    }
+};
+
+// f(panel, a walk to it, the panel that comes) for all panels from a walk's on
+template <class P, class walk, typename F> void each_panel(const matrix & w, walk now, char * buffers, F f) {
+    char * panel = buffers, * other = panel + PANEL, * const prepared = other + PANEL;
+    walk next = now, later = now;
+    for (int i = 0; i < P::AHEAD; ++i) {
+        later.advance();
+    }
+    coming<P> first{w, now.panel(w), later.panel(w), panel, prepared};
+    first.finish();
+    while (!now.ended()) {
+        next.advance();
+        later.advance();
+        coming<P> also{w, next.panel(w), later.panel(w), other, prepared};
+        f(panel, now, also);
+        now = next;
+        std::swap(panel, other);
+    }
+}
+
+constexpr size_t BUFFERS = 2*PANEL + CHUNK*slices::of_floats::ROW;
 
 size_t sums_bytes(int64_t n_rows, int64_t n_columns) { return divide_up(n_rows, STRIP)*2*bundles_of(n_columns)*TILE; }
 
@@ -386,37 +364,68 @@ void hand_out(const char * sums, int64_t m, int64_t n_rows, columns cols) {
         }
         transpose(v);
         for (int i = 0; i < W && t + i < cols.n; ++i) {
-            memcpy((float *) cols.y[t + i] + m, &v[i], std::min<int64_t>(W, n_rows)*sizeof(float));
+            put((float *) cols.y[t + i] + m, (vec) v[i], n_rows);
         }
     }
 }
 
-// ---- backward: W is the right operand -----------------------------------------------------
+// The columns from t on for which W is expanded once.
+columns group_of(const columns & cols, int64_t t) { return {cols.x + t, cols.y + t, std::min(GROUP, cols.n - t)}; }
 
-// The panels of columns [k0, k1) in order: CHUNK rows, PANEL columns.
-struct backward_walk {
-    int64_t k0, k1, n_m;
-    int64_t m = 0, k = k0;
-
-    bool ended() const { return m > 0 && m >= n_m; }
-    int64_t n_rows() const { return std::min(CHUNK, n_m - m); }
-    int64_t n() const { return std::min(PANEL, k1 - k); }
-    source panel(const matrix & w) const { return ended() ? source() : source{w.at(m, k), w.stride, (size_t) w.bytes(n()), n_rows(), n()}; }
-    void advance() {
-        if (ended()) {
-            return;
-        }
-        k += PANEL;
-        if (k >= k1) {
-            k = k0;
-            m += CHUNK;
-        }
+template <class T> void forward_in(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, columns cols, const char * x, char * work) {
+    for (int64_t t0 = 0; t0 < cols.n; t0 += GROUP) {
+        const columns group = group_of(cols, t0);
+        const int64_t n_bundles = bundles_of(group.n);
+        const size_t next = tiles::bundle_bytes(n_k);
+        const forward_walk start{m0, m1, n_k, even_part(n_k, std::max<int64_t>(CHUNK, NEAR/(2*tiles::COLUMNS*n_bundles)/CHUNK*CHUNK), CHUNK)};
+        each_panel<left_panel<T>>(w, start, work + sums_bytes(m1 - m0, group.n), [&](const char * panel, const forward_walk & at, auto & also) {
+            // the lines of y that the strip will be written to, some with each panel
+            for (int64_t t = group.n*at.k/n_k; t < group.n*(at.k + at.n())/n_k; ++t) {
+                __builtin_prefetch((float *) group.y[t] + at.m, 1);
+                __builtin_prefetch((float *) group.y[t] + at.m + ROWS, 1);
+            }
+            char * sums = work + (at.depth < n_k ? (at.m - m0)/ROWS*n_bundles*TILE : 0);
+            multiply(panel, {x + at.k/DEPTH*TILE, next}, n_bundles, at.n_steps(), sums, n_bundles*TILE, TILE, at.k > 0, also);
+            if (at.k + at.n() >= n_k) {
+                for (int64_t i = 0; i < at.n_rows(); i += ROWS) {
+                    hand_out(sums + i/ROWS*n_bundles*TILE, at.m + i, at.n_rows() - i, group);
+                }
+            }
+        });
+        x += n_bundles*next;
     }
-};
+}
 
-constexpr size_t BACKWARD_PANEL = CHUNK*PANEL*2;
+template <class T> void backward_in(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, columns cols, const char * g, char * work) {
+    for (int64_t t0 = 0; t0 < cols.n; t0 += GROUP) {
+        const columns group = group_of(cols, t0);
+        const int64_t n_bundles = bundles_of(group.n), n_tiles = 2*divide_up(k1 - k0, STRIP);
+        const size_t next = tiles::bundle_bytes(n_m);
+        each_panel<right_panel<T>>(w, backward_walk{k0, k1, n_m}, work + sums_bytes(k1 - k0, group.n), [&](const char * panel, const backward_walk & at, auto & also) {
+            multiply(panel, {g + at.m/DEPTH*TILE, next}, n_bundles, at.n_steps(), work + (at.k - k0)/ROWS*TILE, TILE, n_tiles*TILE, at.m > 0, also);
+        });
+        for (int64_t t = 0; t < group.n; ++t) {
+            const char * from = work + t/ROWS*n_tiles*TILE + t%ROWS*LINE;
+            for (int64_t k = k0; k < k1; k += ROWS, from += TILE) {
+                put((float *) group.y[t] + k, load((const float *) from), k1 - k);
+            }
+        }
+        g += n_bundles*next;
+    }
+}
 
-int64_t most_rows(int64_t n_columns) { return std::clamp<int64_t>(NEAR/4/std::clamp<int64_t>(n_columns, 1, GROUP)/PANEL, 1, 8)*PANEL; }
+// f(T()), T of slices.h for a matrix
+template <typename F> void in_slices(const matrix & w, F f) {
+    switch (w.type) {
+        case GGML_TYPE_BF16: return f(slices::of_bfloats());
+        case GGML_TYPE_Q8_0: return f(slices::of_q8_0());
+        case GGML_TYPE_Q6_K: return f(slices::of_blocks<slices::q6_K>());
+        case GGML_TYPE_Q4_K: return f(slices::of_blocks<slices::of_nibbles<slices::q4_K>>());
+        default:             return f(slices::of_floats());
+    }
+}
+
+int64_t most_rows(int64_t n_columns) { return std::clamp<int64_t>(NEAR/4/std::clamp<int64_t>(n_columns, 1, GROUP)/CHUNK, 1, 8)*CHUNK; }
 
 } // namespace
 
@@ -454,83 +463,21 @@ void tiles::round_backward(const columns & x, size_t stride, int64_t k, int64_t 
     }
 }
 
-size_t tiles::work(int64_t n_columns) {
-    return sums_bytes(most_rows(n_columns), std::min(n_columns, GROUP)) + 2*std::max(FORWARD_PANEL, BACKWARD_PANEL);
-}
+size_t tiles::work(int64_t n_columns) { return sums_bytes(most_rows(n_columns), std::min(n_columns, GROUP)) + BUFFERS; }
 
-int64_t tiles::part(int64_t n_rows, int64_t n_columns, int64_t block, int n_threads) {
-    const int64_t unit = std::max(STRIP, block), least = divide_up(n_rows, most_rows(n_columns));
-    return divide_up(n_rows, divide_up(least, n_threads)*n_threads*unit)*unit;
+int64_t tiles::part(int64_t n_rows, int64_t n_columns, int n_threads) {
+    const int64_t least = divide_up(n_rows, most_rows(n_columns));
+    return divide_up(n_rows, divide_up(least, n_threads)*n_threads*STRIP)*STRIP;
 }
 
 void tiles::forward(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, columns cols, const char * x, char * work) {
     const registers in_use;
-    const expander & of = expander_for(w);
-    for (int64_t t0 = 0; t0 < cols.n; t0 += GROUP) {
-        const columns group = {cols.x + t0, cols.y + t0, std::min(GROUP, cols.n - t0)};
-        const int64_t n_bundles = bundles_of(group.n);
-        const size_t next = bundle_bytes(n_k);
-        char * panel = work + sums_bytes(m1 - m0, group.n), * other = panel + FORWARD_PANEL;
-        forward_walk now{m0, m1, n_k, even_part(n_k, std::max<int64_t>(CHUNK, NEAR/(2*COLUMNS*n_bundles)/CHUNK*CHUNK), CHUNK)}, after = now;
-        source coming = now.panel(w);
-        for (int64_t i = 0; i < coming.n_rows; ++i) {
-            left_panel::expand(w, of, coming, i, panel);
-        }
-        after.advance();
-        coming = after.panel(w);
-        while (!now.ended()) {
-            after.advance();
-            const source later = after.panel(w);
-            const int64_t n_tiles = divide_up(now.n_rows(), ROWS), steps = divide_up(now.n(), DEPTH);
-            char * sums = work + (now.depth < n_k ? (now.m - m0)/ROWS*n_bundles*TILE : 0);
-            meanwhile<left_panel> also(w, of, coming, later, other, pairs_of(n_tiles)*pairs_of(n_bundles)*steps);
-            multiply({panel, STEPS*TILE, n_tiles}, {x + now.k/DEPTH*TILE, next, n_bundles}, steps, sums, n_bundles*TILE, TILE, now.k > 0, also);
-            if (now.k + now.n() >= n_k) {
-                for (int64_t i = 0; i < now.n_rows(); i += ROWS) {
-                    hand_out(sums + i/ROWS*n_bundles*TILE, now.m + i, now.n_rows() - i, group);
-                }
-            }
-            now.advance();
-            coming = later;
-            std::swap(panel, other);
-        }
-        x += n_bundles*next;
-    }
+    in_slices(w, [&](auto t) { forward_in<decltype(t)>(w, m0, m1, n_k, cols, x, work); });
 }
 
 void tiles::backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, columns cols, const char * g, char * work) {
     const registers in_use;
-    const expander & of = expander_for(w);
-    for (int64_t t0 = 0; t0 < cols.n; t0 += GROUP) {
-        const columns group = {cols.x + t0, cols.y + t0, std::min(GROUP, cols.n - t0)};
-        const int64_t n_bundles = bundles_of(group.n), n_tiles = divide_up(k1 - k0, ROWS);
-        const size_t next = bundle_bytes(n_m);
-        char * panel = work + sums_bytes(k1 - k0, group.n), * other = panel + BACKWARD_PANEL;
-        backward_walk now{k0, k1, n_m}, after = now;
-        source coming = now.panel(w);
-        for (int64_t i = 0; i < right_panel::size(coming); ++i) {
-            right_panel::expand(w, of, coming, i, panel);
-        }
-        after.advance();
-        coming = after.panel(w);
-        while (!now.ended()) {
-            after.advance();
-            const source later = after.panel(w);
-            const int64_t n_here = divide_up(now.n(), ROWS), steps = divide_up(now.n_rows(), DEPTH);
-            meanwhile<right_panel> also(w, of, coming, later, other, pairs_of(n_bundles)*pairs_of(n_here)*steps);
-            multiply({g + now.m/DEPTH*TILE, next, n_bundles}, {panel, STEPS*TILE, n_here}, steps, work + (now.k - k0)/ROWS*TILE, n_tiles*TILE, TILE, now.m > 0, also);
-            now.advance();
-            coming = later;
-            std::swap(panel, other);
-        }
-        for (int64_t t = 0; t < group.n; ++t) {
-            const char * from = work + t/ROWS*n_tiles*TILE + t%ROWS*LINE;
-            for (int64_t k = k0; k < k1; k += ROWS, from += TILE) {
-                memcpy((float *) group.y[t] + k, from, std::min(ROWS, k1 - k)*sizeof(float));
-            }
-        }
-        g += n_bundles*next;
-    }
+    in_slices(w, [&](auto t) { backward_in<decltype(t)>(w, k0, k1, n_m, cols, g, work); });
 }
 
 #else
@@ -538,7 +485,7 @@ void tiles::backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, colu
 bool tiles::available() { return false; }
 size_t tiles::bundle_bytes(int64_t) { GGML_ABORT("no tiles"); }
 size_t tiles::work(int64_t) { GGML_ABORT("no tiles"); }
-int64_t tiles::part(int64_t, int64_t, int64_t, int) { GGML_ABORT("no tiles"); }
+int64_t tiles::part(int64_t, int64_t, int) { GGML_ABORT("no tiles"); }
 void tiles::round_forward(const columns &, size_t, int64_t, int64_t, char *) { GGML_ABORT("no tiles"); }
 void tiles::round_backward(const columns &, size_t, int64_t, int64_t, char *) { GGML_ABORT("no tiles"); }
 void tiles::forward(const matrix &, int64_t, int64_t, int64_t, columns, const char *, char *) { GGML_ABORT("no tiles"); }

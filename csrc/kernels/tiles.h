@@ -31,7 +31,7 @@ void forward(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, columns cols
 // y[k,t] = sum_m W[k,m] g[m,t] for k in [k0, k1), of a part. The columns are in bundles, as above.
 void backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, columns cols, const char * g, char * work);
 
-// The most rows (elements of y) that a part has for so many columns, in whole blocks of W.
-int64_t part(int64_t n_rows, int64_t n_columns, int64_t block, int n_threads);
+// The most rows (elements of y) that a part has for so many columns. Parts begin at multiples of it.
+int64_t part(int64_t n_rows, int64_t n_columns, int n_threads);
 
 } // namespace tiles

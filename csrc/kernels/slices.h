@@ -1,0 +1,250 @@
+// Weights in bfloat16 for tiles.cpp, 32 at a time: so few instructions fit between two tile products.
+//
+// A slice is 32 elements of a row. As a row of a left tile they are in order. In right tiles a row is of pairs:
+// of two rows' slices, those of the first 16 columns and those of the others.
+#pragma once
+
+#include "blocks.h"
+#include "lanes.h"
+#include "matrix.h"
+
+#include <cstring>
+
+namespace slices {
+
+using namespace lanes;
+
+constexpr int64_t SLICE = 32;
+constexpr int64_t CHUNK = LARGEST_BLOCK; // elements of a row that are prepared together
+constexpr int64_t SLICES = CHUNK/SLICE;
+constexpr int64_t PAIRS = 128;      // that are prepared together
+
+struct pairs { __m512i first, second; };
+
+inline __m512i rounded(__m512 low, __m512 high) { return (__m512i) _mm512_cvtne2ps_pbh(high, low); }
+
+inline __m256i load256(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
+inline __m512i joined(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
+
+// The order of bytes in which lane i has byte FIRST + i or, of two rows of 32 bytes, that of the rows in turn: as a 16-bit number's
+// lower byte, or a 32-bit number's second.
+template <int SIZE, bool IN_TURN, int FIRST> struct byte_order {
+    struct alignas(LINE) bytes { uint8_t v[LINE]; };
+    static constexpr bytes make() {
+        bytes b = {};
+        for (int i = 0; i < (int) LINE/SIZE; ++i) {
+            b.v[i*SIZE + (SIZE == 4)] = FIRST + (IN_TURN ? i % 2*SLICE + i/2 : i);
+        }
+        return b;
+    }
+    static constexpr bytes order = make();
+    static __m512i get() { return _mm512_load_si512(&order); }
+};
+
+// ---- numbers of 16 bits and more ----------------------------------------------------------
+
+inline pairs paired(__m512i a, __m512i b) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    return {_mm512_permutex2var_epi16(a, first, b), _mm512_permutex2var_epi16(a, second, b)};
+}
+
+// What needs no preparation.
+struct unprepared {
+    static constexpr size_t ROW = 0, PAIR = 0;
+    static const char * of_rows(const char * prepared, int64_t) { return prepared; }
+    static const char * of_pairs(const char * prepared, int64_t) { return prepared; }
+    static void prepare_row(const matrix &, const char *, int64_t, char *) {}
+    static void prepare_pair(const matrix &, const char *, const char *, int64_t, char *) {}
+};
+
+struct of_bfloats : unprepared {
+    static int64_t chunk_bytes(const matrix &) { return 2*CHUNK; }
+    static __m512i row(const char * x, int64_t i, int64_t n, const char *) {
+        n -= i*SLICE;
+        return _mm512_maskz_loadu_epi16((__mmask32) (n < SLICE ? (1ull << n) - 1 : ~0ull), x + i*2*SLICE);
+    }
+    static pairs pair(const char * a, const char * b, int64_t i, int64_t n, const char *) {
+        return paired(row(a, i, n, nullptr), row(b, i, n, nullptr));
+    }
+};
+
+// Any type: rows are rounded when they are prepared.
+struct of_floats {
+    static constexpr size_t ROW = CHUNK*2, PAIR = 2*ROW;
+    static int64_t chunk_bytes(const matrix & w) { return w.bytes(CHUNK); }
+    static const char * of_rows(const char * prepared, int64_t i) { return prepared + i*2*SLICE; }
+    static const char * of_pairs(const char * prepared, int64_t i) { return of_rows(prepared, i); }
+    static void prepare_row(const matrix & w, const char * x, int64_t n, char * to) {
+        alignas(LINE) float y[CHUNK];
+        if (w.to_float) {
+            w.to_float(x, y, n);
+        } else {
+            memcpy(y, x, n*sizeof(float));
+        }
+        std::fill(y + n, y + divide_up(n, SLICE)*SLICE, 0.0f);
+        for (int64_t i = 0; i < n; i += SLICE) {
+            _mm512_store_si512(to + 2*i, rounded(_mm512_load_ps(y + i), _mm512_load_ps(y + i + W)));
+        }
+    }
+    static void prepare_pair(const matrix & w, const char * a, const char * b, int64_t n, char * to) {
+        prepare_row(w, a, n, to);
+        prepare_row(w, b, n, to + ROW);
+    }
+    static __m512i row(const char *, int64_t, int64_t, const char * prepared) { return _mm512_load_si512(prepared); }
+    static pairs pair(const char *, const char *, int64_t, int64_t, const char * prepared) {
+        return paired(_mm512_load_si512(prepared), _mm512_load_si512(prepared + ROW));
+    }
+};
+
+// ---- blocks -------------------------------------------------------------------------------
+
+// What a row's scales and minima come to: two numbers for each of its slices.
+struct parameters { __m256 p, q; };
+
+// T::parameters_of(x) are those of a row, T::row(x, i, p, q) its i-th slice and T::pair(a, b, i, s) that of
+// two rows, s pointing to p of a and of b, and q of a and of b.
+template <class T> struct of_blocks {
+    static int64_t chunk_bytes(const matrix &) { return sizeof(typename T::block); }
+
+    // A row's p, q; a pair's i-th slices' p, q, those of all pairs side by side.
+    static constexpr size_t ROW = SLICES*2*sizeof(float), PAIR = 4*sizeof(float), ALL_PAIRS = PAIRS*PAIR;
+    static const char * of_rows(const char * prepared, int64_t i) { return prepared + i*sizeof(float); }
+    static const char * of_pairs(const char * prepared, int64_t i) { return prepared + i*ALL_PAIRS; }
+    static void prepare_row(const matrix &, const char * x, int64_t, char * to) {
+        const parameters s = T::parameters_of(x);
+        _mm256_store_ps((float *) to, s.p);
+        _mm256_store_ps((float *) to + SLICES, s.q);
+    }
+    static void prepare_pair(const matrix &, const char * a, const char * b, int64_t, char * to) {
+        const parameters s = T::parameters_of(a), t = T::parameters_of(b);
+        const __m256d p0 = (__m256d) _mm256_unpacklo_ps(s.p, t.p), q0 = (__m256d) _mm256_unpacklo_ps(s.q, t.q);
+        const __m256d p2 = (__m256d) _mm256_unpackhi_ps(s.p, t.p), q2 = (__m256d) _mm256_unpackhi_ps(s.q, t.q);
+        const __m256d slices[] = {_mm256_unpacklo_pd(p0, q0), _mm256_unpackhi_pd(p0, q0), _mm256_unpacklo_pd(p2, q2), _mm256_unpackhi_pd(p2, q2)};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) { // i and i + 4
+            _mm_store_pd((double *) (to + i*ALL_PAIRS), _mm256_castpd256_pd128(slices[i]));
+            _mm_store_pd((double *) (to + (i + 4)*ALL_PAIRS), _mm256_extractf128_pd(slices[i], 1));
+        }
+    }
+    static __m512i row(const char * x, int64_t i, int64_t, const char * prepared) {
+        const float * s = (const float *) prepared;
+        return T::row(x, i, _mm512_set1_ps(s[0]), _mm512_set1_ps(s[SLICES]));
+    }
+    static pairs pair(const char * a, const char * b, int64_t i, int64_t, const char * prepared) { return T::pair(a, b, i, (const float *) prepared); }
+};
+
+inline __m256 eight(uint64_t bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes))); }
+
+// Weights of up to 8 bits. An integer u from 0 to 255 is the number 2^15 + u, if it is the second byte of a float32.
+constexpr float BIAS = 32768;
+
+template <int FIRST, bool IN_TURN> inline __m512 numbers(__m512i bytes) {
+    const __m512i bias = _mm512_castps_si512(_mm512_set1_ps(BIAS));
+    return _mm512_castsi512_ps(_mm512_mask_permutexvar_epi8(bias, 0x2222222222222222, byte_order<4, IN_TURN, FIRST>::get(), bytes));
+}
+
+struct of_q8_0 : unprepared {
+    static int64_t chunk_bytes(const matrix &) { return SLICES*sizeof(block_q8_0); }
+    static __m512 scaled(__m512 u, __m512 d, __m512 c) { return _mm512_fmadd_ps(u, d, c); } // c is exact, and so is d*u before it is rounded
+    static __m512 bias_of(__m512 d) { return d*_mm512_set1_ps(-(BIAS + 128)); }
+    static __m512i row(const char * x, int64_t i, int64_t, const char *) {
+        const block_q8_0 & b = ((const block_q8_0 *) x)[i];
+        const __m512i bytes = _mm512_castsi256_si512(load256(b.qs) ^ _mm256_set1_epi8(-128));
+        const __m512 d = _mm512_cvtph_ps(_mm256_set1_epi16(b.d)), c = bias_of(d);
+        return rounded(scaled(numbers<0, false>(bytes), d, c), scaled(numbers<16, false>(bytes), d, c));
+    }
+    static pairs pair(const char * x, const char * y, int64_t i, int64_t, const char *) {
+        const block_q8_0 & a = ((const block_q8_0 *) x)[i], & b = ((const block_q8_0 *) y)[i];
+        const __m512i bytes = joined(load256(a.qs), load256(b.qs)) ^ _mm512_set1_epi8(-128);
+        const __m512 d = (__m512) _mm512_broadcastsd_pd((__m128d) _mm_cvtph_ps(_mm_cvtsi32_si128(a.d | (uint32_t) b.d << 16))), c = bias_of(d);
+        return {
+            rounded(scaled(numbers<0, true>(bytes), d, c), scaled(numbers<8, true>(bytes), d, c)),
+            rounded(scaled(numbers<16, true>(bytes), d, c), scaled(numbers<24, true>(bytes), d, c)),
+        };
+    }
+};
+
+struct q6_K {
+    using block = block_q6_K;
+    static parameters parameters_of(const char * x) {
+        const block_q6_K & b = *(const block_q6_K *) x;
+        const __m512 scales = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) b.scales)))*_mm512_set1_ps(blocks::half(b.d));
+        const __m512 halves = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15), scales);
+        return {_mm512_castps512_ps256(halves), _mm512_extractf32x8_ps(halves, 1)};
+    }
+    // 4 bits of the low bytes, 2 of the high ones: in each half of a block, two slices have the lower of the low bytes' bits
+    static const uint8_t * low(const char * x, int64_t i)  { return ((const block_q6_K *) x)->ql + i/4*64 + i % 2*32; }
+    static const uint8_t * high(const char * x, int64_t i) { return ((const block_q6_K *) x)->qh + i/4*32; }
+    static __m512i merged(__m512i low, __m512i high, int64_t i) {
+        low = _mm512_srlv_epi16(low, _mm512_set1_epi16(i % 4/2*4));
+        high = _mm512_srlv_epi16(high, _mm512_set1_epi16(i % 4*2));
+        return (low & _mm512_set1_epi8(15)) | _mm512_slli_epi16(high & _mm512_set1_epi8(3), 4);
+    }
+    static __m512 scaled(__m512 u, __m512 d) { return (u - (BIAS + 32))*d; }
+    static __m512i row(const char * x, int64_t i, __m512 p, __m512 q) {
+        const __m512i bytes = merged(_mm512_castsi256_si512(load256(low(x, i))), _mm512_castsi256_si512(load256(high(x, i))), i);
+        return rounded(scaled(numbers<0, false>(bytes), p), scaled(numbers<16, false>(bytes), q));
+    }
+    static pairs pair(const char * a, const char * b, int64_t i, const float * s) {
+        const __m512i bytes = merged(joined(load256(low(a, i)), load256(low(b, i))), joined(load256(high(a, i)), load256(high(b, i))), i);
+        const __m512 p = in_turn(s), q = in_turn(s + 2);
+        return {
+            rounded(scaled(numbers<0, true>(bytes), p), scaled(numbers<8, true>(bytes), p)),
+            rounded(scaled(numbers<16, true>(bytes), q), scaled(numbers<24, true>(bytes), q)),
+        };
+    }
+    static __m512 in_turn(const float * two) {
+        double d;
+        memcpy(&d, two, sizeof(d));
+        return _mm512_castpd_ps(_mm512_set1_pd(d));
+    }
+};
+
+// Weights of 4 bits: a slice has a table of 16 values, T::table(p, q), which are looked up.
+template <class T> struct of_nibbles {
+    using block = typename T::block;
+    static parameters parameters_of(const char * x) { return T::parameters_of(x); }
+    static __m512i row(const char * x, int64_t i, __m512 p, __m512 q) {
+        const __m512 t = T::table(p, q);
+        return _mm512_permutexvar_epi16(T::indices(x, i), rounded(t, t));
+    }
+    static pairs pair(const char * a, const char * b, int64_t i, const float * s) {
+        const __m512i table = rounded(T::table(_mm512_set1_ps(s[0]), _mm512_set1_ps(s[2])), T::table(_mm512_set1_ps(s[1]), _mm512_set1_ps(s[3])));
+        const pairs at = T::indices(a, b, i);
+        return {_mm512_permutexvar_epi16(of_both(at.first), table), _mm512_permutexvar_epi16(of_both(at.second), table)};
+    }
+    // the second row's values are behind the first one's
+    static __m512i of_both(__m512i v) { return (v & _mm512_set1_epi16(15)) | _mm512_set1_epi32(16 << 16); }
+};
+
+struct q4_K {
+    using block = block_q4_K;
+    static parameters parameters_of(const char * x) {
+        const block_q4_K & b = *(const block_q4_K *) x;
+        // 12 bytes have the lower 6 bits of four scales, of four minima, 4 bits of four more of each, and their upper bits above the first
+        uint64_t first;
+        uint32_t more;
+        memcpy(&first, b.scales, sizeof(first));
+        memcpy(&more, b.scales + 8, sizeof(more));
+        const uint64_t upper = first >> 2 & 0x3030303030303030, scales = (more & 0x0f0f0f0f) | (uint32_t) upper, mins = (more >> 4 & 0x0f0f0f0f) | upper >> 32;
+        first &= 0x3f3f3f3f3f3f3f3f;
+        return {eight((uint32_t) first | scales << 32)*blocks::half(b.d), eight(first >> 32 | mins << 32)*blocks::half(b.dmin)};
+    }
+    static const uint8_t * at(const char * x, int64_t i) { return ((const block_q4_K *) x)->qs + i/2*32; }
+    static __m512 table(__m512 p, __m512 q) {
+        return _mm512_fmsub_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), p, q);
+    }
+    static __m512i indices(const char * x, int64_t i) {
+        return _mm512_srlv_epi16(_mm512_cvtepu8_epi16(load256(at(x, i))), _mm512_set1_epi16(i % 2*4));
+    }
+    static pairs indices(const char * a, const char * b, int64_t i) {
+        const __m512i bytes = joined(load256(at(a, i)), load256(at(b, i))), shift = _mm512_set1_epi16(i % 2*4);
+        return {
+            _mm512_srlv_epi16(_mm512_permutexvar_epi8(byte_order<2, true, 0>::get(), bytes), shift),
+            _mm512_srlv_epi16(_mm512_permutexvar_epi8(byte_order<2, true, 16>::get(), bytes), shift),
+        };
+    }
+};
+
+} // namespace slices
