@@ -69,19 +69,40 @@ struct of_bfloats : unprepared {
     }
 };
 
+// the first n of 16 numbers
+inline __m512 load16(const float * x, int64_t n) { return _mm512_maskz_loadu_ps((__mmask16) (n < 16 ? (1u << std::max<int64_t>(n, 0)) - 1 : ~0u), x); }
+inline __m512 load16(const ggml_half * x, int64_t n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16) (n < 16 ? (1u << std::max<int64_t>(n, 0)) - 1 : ~0u), x));
+}
+
+// Two rows' numbers, in turn.
+inline __m512i in_turn(__m512 a, __m512 b) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, rounded(a, b));
+}
+
+template <class number> struct of_numbers : unprepared {
+    static int64_t chunk_bytes(const matrix &) { return CHUNK*sizeof(number); }
+    static __m512i row(const char * x, int64_t i, int64_t n, const char *) {
+        const number * p = (const number *) x + i*SLICE;
+        return rounded(load16(p, n - i*SLICE), load16(p + 16, n - i*SLICE - 16));
+    }
+    static pairs pair(const char * x, const char * y, int64_t i, int64_t n, const char *) {
+        const number * a = (const number *) x + i*SLICE, * b = (const number *) y + i*SLICE;
+        n -= i*SLICE;
+        return {in_turn(load16(a, n), load16(b, n)), in_turn(load16(a + 16, n - 16), load16(b + 16, n - 16))};
+    }
+};
+
 // Any type: rows are rounded when they are prepared.
-struct of_floats {
+struct of_any {
     static constexpr size_t ROW = CHUNK*2, PAIR = 2*ROW;
     static int64_t chunk_bytes(const matrix & w) { return w.bytes(CHUNK); }
     static const char * of_rows(const char * prepared, int64_t i) { return prepared + i*2*SLICE; }
     static const char * of_pairs(const char * prepared, int64_t i) { return of_rows(prepared, i); }
     static void prepare_row(const matrix & w, const char * x, int64_t n, char * to) {
         alignas(LINE) float y[CHUNK];
-        if (w.to_float) {
-            w.to_float(x, y, n);
-        } else {
-            memcpy(y, x, n*sizeof(float));
-        }
+        w.to_float(x, y, n);
         std::fill(y + n, y + divide_up(n, SLICE)*SLICE, 0.0f);
         for (int64_t i = 0; i < n; i += SLICE) {
             _mm512_store_si512(to + 2*i, rounded(_mm512_load_ps(y + i), _mm512_load_ps(y + i + W)));
@@ -97,7 +118,32 @@ struct of_floats {
     }
 };
 
-// ---- blocks -------------------------------------------------------------------------------
+// ---- blocks of 32 -------------------------------------------------------------------------
+
+// 16 numbers after the others, as blocks.h writes them
+struct sixteens {
+    vec * to;
+    sixteens operator+(int n) const { return {to + n/16}; }
+};
+inline void write(sixteens y, vec v) { *y.to = v; }
+
+template <class block> struct of_slices : unprepared {
+    static int64_t chunk_bytes(const matrix &) { return SLICES*sizeof(block); }
+    static __m512i row(const char * x, int64_t i, int64_t, const char *) {
+        vec v[2];
+        blocks::expand(((const block *) x)[i], sixteens{v});
+        return rounded((__m512) v[0], (__m512) v[1]);
+    }
+    static pairs pair(const char * x, const char * y, int64_t i, int64_t, const char *) {
+        vec a[2], b[2];
+        blocks::expand(((const block *) x)[i], sixteens{a});
+        blocks::expand(((const block *) y)[i], sixteens{b});
+        return {in_turn((__m512) a[0], (__m512) b[0]), in_turn((__m512) a[1], (__m512) b[1])};
+    }
+};
+
+
+// ---- blocks of 256 ------------------------------------------------------------------------
 
 // What a row's scales and minima come to: two numbers for each of its slices.
 struct parameters { __m256 p, q; };
@@ -165,40 +211,100 @@ struct of_q8_0 : unprepared {
     }
 };
 
+// p of a and of b in turn
+inline __m512 alternating(const float * two) {
+    double d;
+    memcpy(&d, two, sizeof(d));
+    return _mm512_castpd_ps(_mm512_set1_pd(d));
+}
+
+// Weights of more than 4 bits: T::bytes(low, high, i) of the i-th slice are made of 32 bytes that have their lower and 32 that have their upper bits.
+template <class T> struct of_bytes {
+    using block = typename T::block;
+    static parameters parameters_of(const char * x) { return T::parameters_of(x); }
+    static __m512i row(const char * x, int64_t i, __m512 p, __m512 q) {
+        const block & b = *(const block *) x;
+        const __m512i bytes = T::bytes(_mm512_castsi256_si512(load256(T::low(b, i))), _mm512_castsi256_si512(load256(T::high(b, i))), i);
+        return rounded(T::first(numbers<0, false>(bytes), p, q), T::second(numbers<16, false>(bytes), p, q));
+    }
+    static pairs pair(const char * x, const char * y, int64_t i, const float * s) {
+        const block & a = *(const block *) x, & b = *(const block *) y;
+        const __m512i bytes = T::bytes(joined(load256(T::low(a, i)), load256(T::low(b, i))), joined(load256(T::high(a, i)), load256(T::high(b, i))), i);
+        const __m512 p = alternating(s), q = alternating(s + 2);
+        return {
+            rounded(T::first(numbers<0, true>(bytes), p, q), T::first(numbers<8, true>(bytes), p, q)),
+            rounded(T::second(numbers<16, true>(bytes), p, q), T::second(numbers<24, true>(bytes), p, q)),
+        };
+    }
+};
+
+// bits [s, s + n) of each byte
+inline __m512i bits(__m512i bytes, int s, int n) { return _mm512_srlv_epi16(bytes, _mm512_set1_epi16(s)) & _mm512_set1_epi8((1 << n) - 1); }
+
+// 16 scales, for the first and the second halves of slices
+inline parameters halves_of(__m512 scales) {
+    const __m512 p_q = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15), scales);
+    return {_mm512_castps512_ps256(p_q), _mm512_extractf32x8_ps(p_q, 1)};
+}
+inline __m512 floats(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
+
 struct q6_K {
     using block = block_q6_K;
     static parameters parameters_of(const char * x) {
-        const block_q6_K & b = *(const block_q6_K *) x;
-        const __m512 scales = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) b.scales)))*_mm512_set1_ps(blocks::half(b.d));
-        const __m512 halves = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15), scales);
-        return {_mm512_castps512_ps256(halves), _mm512_extractf32x8_ps(halves, 1)};
+        const block & b = *(const block *) x;
+        return halves_of(floats(_mm_loadu_si128((const __m128i *) b.scales))*_mm512_set1_ps(blocks::half(b.d)));
     }
-    // 4 bits of the low bytes, 2 of the high ones: in each half of a block, two slices have the lower of the low bytes' bits
-    static const uint8_t * low(const char * x, int64_t i)  { return ((const block_q6_K *) x)->ql + i/4*64 + i % 2*32; }
-    static const uint8_t * high(const char * x, int64_t i) { return ((const block_q6_K *) x)->qh + i/4*32; }
-    static __m512i merged(__m512i low, __m512i high, int64_t i) {
-        low = _mm512_srlv_epi16(low, _mm512_set1_epi16(i % 4/2*4));
-        high = _mm512_srlv_epi16(high, _mm512_set1_epi16(i % 4*2));
-        return (low & _mm512_set1_epi8(15)) | _mm512_slli_epi16(high & _mm512_set1_epi8(3), 4);
+    // In each half of a block, two slices have the lower bits of their low bytes and two the upper ones.
+    static const uint8_t * low(const block & b, int64_t i)  { return b.ql + i/4*64 + i % 2*32; }
+    static const uint8_t * high(const block & b, int64_t i) { return b.qh + i/4*32; }
+    static __m512i bytes(__m512i low, __m512i high, int64_t i) { return bits(low, i % 4/2*4, 4) | _mm512_slli_epi16(bits(high, i % 4*2, 2), 4); }
+    static __m512 first(__m512 u, __m512 p, __m512) { return (u - (BIAS + 32))*p; }
+    static __m512 second(__m512 u, __m512, __m512 q) { return (u - (BIAS + 32))*q; }
+};
+
+struct q3_K {
+    using block = block_q3_K;
+    static parameters parameters_of(const char * x) {
+        const block & b = *(const block *) x;
+        // scale i: its low 4 bits are a nibble of bytes 0 to 7, its high 2 in bytes 8 to 11
+        uint64_t low;
+        uint32_t high;
+        memcpy(&low, b.scales, sizeof(low));
+        memcpy(&high, b.scales + 8, sizeof(high));
+        const uint64_t four = 0x0f0f0f0f0f0f0f0f, two = 0x0303030303030303, high2 = high | (uint64_t) (high >> 2) << 32;
+        const __m128i scales = _mm_set_epi64x((low >> 4 & four) | (high2 >> 4 & two) << 4, (low & four) | (high2 & two) << 4);
+        return halves_of((floats(scales) - 32.0f)*_mm512_set1_ps(blocks::half(b.d)));
     }
-    static __m512 scaled(__m512 u, __m512 d) { return (u - (BIAS + 32))*d; }
-    static __m512i row(const char * x, int64_t i, __m512 p, __m512 q) {
-        const __m512i bytes = merged(_mm512_castsi256_si512(load256(low(x, i))), _mm512_castsi256_si512(load256(high(x, i))), i);
-        return rounded(scaled(numbers<0, false>(bytes), p), scaled(numbers<16, false>(bytes), q));
+    static const uint8_t * low(const block & b, int64_t i)  { return b.qs + i/4*32; }
+    static const uint8_t * high(const block & b, int64_t)   { return b.hmask; }
+    static __m512i bytes(__m512i low, __m512i high, int64_t i) { return bits(low, i % 4*2, 2) | _mm512_slli_epi16(bits(high, i, 1), 2); }
+    static __m512 first(__m512 u, __m512 p, __m512) { return (u - (BIAS + 4))*p; }
+    static __m512 second(__m512 u, __m512, __m512 q) { return (u - (BIAS + 4))*q; }
+};
+
+// Eight scales and eight minima of 6 bits: 12 bytes have the lower 6 bits of four scales and of four minima, then 4 bits of four more of
+// each, whose upper bits are above the first.
+inline parameters scales_and_mins(const uint8_t * p, ggml_half d, ggml_half min) {
+    uint64_t first;
+    uint32_t more;
+    memcpy(&first, p, sizeof(first));
+    memcpy(&more, p + 8, sizeof(more));
+    const uint64_t upper = first >> 2 & 0x3030303030303030, scales = (more & 0x0f0f0f0f) | (uint32_t) upper, mins = (more >> 4 & 0x0f0f0f0f) | upper >> 32;
+    first &= 0x3f3f3f3f3f3f3f3f;
+    return {eight((uint32_t) first | scales << 32)*blocks::half(d), eight(first >> 32 | mins << 32)*blocks::half(min)};
+}
+
+struct q5_K {
+    using block = block_q5_K;
+    static parameters parameters_of(const char * x) {
+        const block & b = *(const block *) x;
+        return scales_and_mins(b.scales, b.d, b.dmin);
     }
-    static pairs pair(const char * a, const char * b, int64_t i, const float * s) {
-        const __m512i bytes = merged(joined(load256(low(a, i)), load256(low(b, i))), joined(load256(high(a, i)), load256(high(b, i))), i);
-        const __m512 p = in_turn(s), q = in_turn(s + 2);
-        return {
-            rounded(scaled(numbers<0, true>(bytes), p), scaled(numbers<8, true>(bytes), p)),
-            rounded(scaled(numbers<16, true>(bytes), q), scaled(numbers<24, true>(bytes), q)),
-        };
-    }
-    static __m512 in_turn(const float * two) {
-        double d;
-        memcpy(&d, two, sizeof(d));
-        return _mm512_castpd_ps(_mm512_set1_pd(d));
-    }
+    static const uint8_t * low(const block & b, int64_t i)  { return b.qs + i/2*32; }
+    static const uint8_t * high(const block & b, int64_t)   { return b.qh; }
+    static __m512i bytes(__m512i low, __m512i high, int64_t i) { return bits(low, i % 2*4, 4) | _mm512_slli_epi16(bits(high, i, 1), 4); }
+    static __m512 first(__m512 u, __m512 p, __m512 q) { return _mm512_fmsub_ps(u - BIAS, p, q); }
+    static __m512 second(__m512 u, __m512 p, __m512 q) { return first(u, p, q); }
 };
 
 // Weights of 4 bits: a slice has a table of 16 values, T::table(p, q), which are looked up.
@@ -222,14 +328,7 @@ struct q4_K {
     using block = block_q4_K;
     static parameters parameters_of(const char * x) {
         const block_q4_K & b = *(const block_q4_K *) x;
-        // 12 bytes have the lower 6 bits of four scales, of four minima, 4 bits of four more of each, and their upper bits above the first
-        uint64_t first;
-        uint32_t more;
-        memcpy(&first, b.scales, sizeof(first));
-        memcpy(&more, b.scales + 8, sizeof(more));
-        const uint64_t upper = first >> 2 & 0x3030303030303030, scales = (more & 0x0f0f0f0f) | (uint32_t) upper, mins = (more >> 4 & 0x0f0f0f0f) | upper >> 32;
-        first &= 0x3f3f3f3f3f3f3f3f;
-        return {eight((uint32_t) first | scales << 32)*blocks::half(b.d), eight(first >> 32 | mins << 32)*blocks::half(b.dmin)};
+        return scales_and_mins(b.scales, b.d, b.dmin);
     }
     static const uint8_t * at(const char * x, int64_t i) { return ((const block_q4_K *) x)->qs + i/2*32; }
     static __m512 table(__m512 p, __m512 q) {

@@ -350,7 +350,7 @@ template <class P, class walk, typename F> void each_panel(const matrix & w, wal
     }
 }
 
-constexpr size_t BUFFERS = 2*PANEL + CHUNK*slices::of_floats::ROW;
+constexpr size_t BUFFERS = 2*PANEL + CHUNK*slices::of_any::ROW;
 
 size_t sums_bytes(int64_t n_rows, int64_t n_columns) { return divide_up(n_rows, STRIP)*2*bundles_of(n_columns)*TILE; }
 
@@ -417,11 +417,21 @@ template <class T> void backward_in(const matrix & w, int64_t k0, int64_t k1, in
 // f(T()), T of slices.h for a matrix
 template <typename F> void in_slices(const matrix & w, F f) {
     switch (w.type) {
-        case GGML_TYPE_BF16: return f(slices::of_bfloats());
-        case GGML_TYPE_Q8_0: return f(slices::of_q8_0());
-        case GGML_TYPE_Q6_K: return f(slices::of_blocks<slices::q6_K>());
-        case GGML_TYPE_Q4_K: return f(slices::of_blocks<slices::of_nibbles<slices::q4_K>>());
-        default:             return f(slices::of_floats());
+        case GGML_TYPE_F32:    return f(slices::of_numbers<float>());
+        case GGML_TYPE_F16:    return f(slices::of_numbers<ggml_half>());
+        case GGML_TYPE_BF16:   return f(slices::of_bfloats());
+        case GGML_TYPE_Q4_0:   return f(slices::of_slices<block_q4_0>());
+        case GGML_TYPE_Q4_1:   return f(slices::of_slices<block_q4_1>());
+        case GGML_TYPE_Q5_0:   return f(slices::of_slices<block_q5_0>());
+        case GGML_TYPE_Q5_1:   return f(slices::of_slices<block_q5_1>());
+        case GGML_TYPE_Q8_0:   return f(slices::of_q8_0());
+        case GGML_TYPE_IQ4_NL: return f(slices::of_slices<block_iq4_nl>());
+        case GGML_TYPE_MXFP4:  return f(slices::of_slices<block_mxfp4>());
+        case GGML_TYPE_Q3_K:   return f(slices::of_blocks<slices::of_bytes<slices::q3_K>>());
+        case GGML_TYPE_Q4_K:   return f(slices::of_blocks<slices::of_nibbles<slices::q4_K>>());
+        case GGML_TYPE_Q5_K:   return f(slices::of_blocks<slices::of_bytes<slices::q5_K>>());
+        case GGML_TYPE_Q6_K:   return f(slices::of_blocks<slices::of_bytes<slices::q6_K>>());
+        default:               return f(slices::of_any());
     }
 }
 
