@@ -262,6 +262,30 @@ struct q6_K {
     static __m512 second(__m512 u, __m512, __m512 q) { return (u - (BIAS + 32))*q; }
 };
 
+// A slice has two scales and two minima, too many to be prepared.
+struct of_q2_K : unprepared {
+    static int64_t chunk_bytes(const matrix &) { return sizeof(block_q2_K); }
+    static void expand(const char * x, int64_t i, vec * v) {
+        const block_q2_K & b = *(const block_q2_K *) x;
+        const float d = blocks::half(b.d), min = blocks::half(b.dmin);
+        for (int h = 0; h < 2; ++h) {
+            const uint8_t scale = b.scales[2*i + h];
+            blocks::put(sixteens{v + h}, blocks::bits(blocks::load(b.qs + i/4*32 + h*16), i % 4*2, 2), d*(scale & 15), min*(scale >> 4));
+        }
+    }
+    static __m512i row(const char * x, int64_t i, int64_t, const char *) {
+        vec v[2];
+        expand(x, i, v);
+        return rounded((__m512) v[0], (__m512) v[1]);
+    }
+    static pairs pair(const char * x, const char * y, int64_t i, int64_t, const char *) {
+        vec a[2], b[2];
+        expand(x, i, a);
+        expand(y, i, b);
+        return {in_turn((__m512) a[0], (__m512) b[0]), in_turn((__m512) a[1], (__m512) b[1])};
+    }
+};
+
 struct q3_K {
     using block = block_q3_K;
     static parameters parameters_of(const char * x) {
@@ -343,6 +367,29 @@ struct q4_K {
             _mm512_srlv_epi16(_mm512_permutexvar_epi8(byte_order<2, true, 0>::get(), bytes), shift),
             _mm512_srlv_epi16(_mm512_permutexvar_epi8(byte_order<2, true, 16>::get(), bytes), shift),
         };
+    }
+};
+
+struct iq4_xs {
+    using block = block_iq4_xs;
+    static parameters parameters_of(const char * x) {
+        const block & b = *(const block *) x;
+        uint32_t low;
+        memcpy(&low, b.scales_l, sizeof(low));
+        const uint64_t scales = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(b.scales_h, 0x3030303030303030);
+        return {(eight(scales) - 32.0f)*blocks::half(b.d), _mm256_setzero_ps()};
+    }
+    static __m128i load(const char * x, int64_t i) { return _mm_loadu_si128((const __m128i *) (((const block *) x)->qs + i*16)); }
+    static __m512 table(__m512 p, __m512) { return floats(_mm_loadu_si128((const __m128i *) kvalues_iq4nl))*p; }
+    // the lower bits of 16 bytes, then the upper ones
+    static __m512i indices(const char * x, int64_t i) {
+        const __m512i shift = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+        return _mm512_srlv_epi16(_mm512_cvtepu8_epi16(_mm256_broadcastsi128_si256(load(x, i))), shift);
+    }
+    static pairs indices(const char * a, const char * b, int64_t i) {
+        const __m512i bytes = joined(_mm256_castsi128_si256(load(a, i)), _mm256_castsi128_si256(load(b, i)));
+        const __m512i v = _mm512_permutexvar_epi8(byte_order<2, true, 0>::get(), bytes);
+        return {v, _mm512_srli_epi16(v, 4)};
     }
 };
 

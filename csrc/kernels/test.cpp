@@ -333,6 +333,7 @@ void test_types_and_sizes() {
             }
         }
         check_both_ways(type, 512, 131, 1);
+        check_both_ways(type, 768, 320, 40); // several panels of full size
     }
     for (int64_t n = 1; n <= 14; ++n) {
         check_both_ways(GGML_TYPE_F16, 67, n, 15 - n);

@@ -427,6 +427,8 @@ template <typename F> void in_slices(const matrix & w, F f) {
         case GGML_TYPE_Q8_0:   return f(slices::of_q8_0());
         case GGML_TYPE_IQ4_NL: return f(slices::of_slices<block_iq4_nl>());
         case GGML_TYPE_MXFP4:  return f(slices::of_slices<block_mxfp4>());
+        case GGML_TYPE_IQ4_XS: return f(slices::of_blocks<slices::of_nibbles<slices::iq4_xs>>());
+        case GGML_TYPE_Q2_K:   return f(slices::of_q2_K());
         case GGML_TYPE_Q3_K:   return f(slices::of_blocks<slices::of_bytes<slices::q3_K>>());
         case GGML_TYPE_Q4_K:   return f(slices::of_blocks<slices::of_nibbles<slices::q4_K>>());
         case GGML_TYPE_Q5_K:   return f(slices::of_blocks<slices::of_bytes<slices::q5_K>>());
@@ -450,7 +452,8 @@ bool tiles::available() {
     return available;
 }
 
-size_t tiles::bundle_bytes(int64_t length) { return depth_of(length)*TILE; }
+// (A tile more: two bundles' tiles are not the same sets of a cache, then.)
+size_t tiles::bundle_bytes(int64_t length) { return (depth_of(length) + 1)*TILE; }
 
 void tiles::round_forward(const columns & x, size_t stride, int64_t k, int64_t length, char * bundle) {
     for (const int64_t end = std::min(k + SPAN, length); k < end; k += DEPTH) {
