@@ -17,7 +17,7 @@ using namespace lanes;
 constexpr int64_t SLICE = 32;
 constexpr int64_t CHUNK = LARGEST_BLOCK; // elements of a row that are prepared together
 constexpr int64_t SLICES = CHUNK/SLICE;
-constexpr int64_t PAIRS = 128;      // that are prepared together
+constexpr int64_t PAIRS = 128;           // that are prepared together
 
 struct pairs { __m512i first, second; };
 
@@ -127,21 +127,25 @@ struct sixteens {
 };
 inline void write(sixteens y, vec v) { *y.to = v; }
 
-template <class block> struct of_slices : unprepared {
-    static int64_t chunk_bytes(const matrix &) { return SLICES*sizeof(block); }
+// T::expand(x, i, v) writes a slice as two vectors.
+template <class T> struct of_vectors : unprepared {
     static __m512i row(const char * x, int64_t i, int64_t, const char *) {
         vec v[2];
-        blocks::expand(((const block *) x)[i], sixteens{v});
+        T::expand(x, i, v);
         return rounded((__m512) v[0], (__m512) v[1]);
     }
     static pairs pair(const char * x, const char * y, int64_t i, int64_t, const char *) {
         vec a[2], b[2];
-        blocks::expand(((const block *) x)[i], sixteens{a});
-        blocks::expand(((const block *) y)[i], sixteens{b});
+        T::expand(x, i, a);
+        T::expand(y, i, b);
         return {in_turn((__m512) a[0], (__m512) b[0]), in_turn((__m512) a[1], (__m512) b[1])};
     }
 };
 
+template <class block> struct of_slices : of_vectors<of_slices<block>> {
+    static int64_t chunk_bytes(const matrix &) { return SLICES*sizeof(block); }
+    static void expand(const char * x, int64_t i, vec * v) { blocks::expand(((const block *) x)[i], sixteens{v}); }
+};
 
 // ---- blocks of 256 ------------------------------------------------------------------------
 
@@ -263,7 +267,7 @@ struct q6_K {
 };
 
 // A slice has two scales and two minima, too many to be prepared.
-struct of_q2_K : unprepared {
+struct of_q2_K : of_vectors<of_q2_K> {
     static int64_t chunk_bytes(const matrix &) { return sizeof(block_q2_K); }
     static void expand(const char * x, int64_t i, vec * v) {
         const block_q2_K & b = *(const block_q2_K *) x;
@@ -272,17 +276,6 @@ struct of_q2_K : unprepared {
             const uint8_t scale = b.scales[2*i + h];
             blocks::put(sixteens{v + h}, blocks::bits(blocks::load(b.qs + i/4*32 + h*16), i % 4*2, 2), d*(scale & 15), min*(scale >> 4));
         }
-    }
-    static __m512i row(const char * x, int64_t i, int64_t, const char *) {
-        vec v[2];
-        expand(x, i, v);
-        return rounded((__m512) v[0], (__m512) v[1]);
-    }
-    static pairs pair(const char * x, const char * y, int64_t i, int64_t, const char *) {
-        vec a[2], b[2];
-        expand(x, i, a);
-        expand(y, i, b);
-        return {in_turn((__m512) a[0], (__m512) b[0]), in_turn((__m512) a[1], (__m512) b[1])};
     }
 };
 
