@@ -11,6 +11,8 @@
 #include "products.h"
 #include "runs.h"
 #include "tiles.h"
+#include "dots.h"
+#include "ggml-quants.h"
 
 #include <algorithm>
 #include <cmath>
@@ -387,6 +389,54 @@ void test_experts() {
         ggml_tensor * top = ggml_view_2d(c, sorted, 3, 3, sorted->nb[1], 0);
         check_products(ggml_mul_mat_id(c, w, random_tensor(c, GGML_TYPE_F32, 512, 3, 3), top), "mul_mat_id " + name + ", ids a view");
         check_products(out_prod_id(c, w, random_tensor(c, GGML_TYPE_F32, 70, 3, 3), top), "out_prod_id " + name + ", ids a view");
+    }
+}
+
+// Where a type has no function of ours, there is nothing to check.
+void test_dots() {
+    for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K}) {
+        const ggml_vec_dot_t dot = llsteer_vec_dot(type, nullptr);
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+        check(dot, std::string(ggml_type_name(type)) + ": no dot product");
+#endif
+        if (!dot) {
+            continue;
+        }
+        for (int64_t n : {32, 64, 96, 224, 256, 288, 512, 2304}) {
+            if (n % ggml_blck_size(type) != 0) {
+                continue;
+            }
+            context c;
+            ggml_tensor * w = random_tensor(c, type, n, 3);
+            std::vector<float> x(n), y(n);
+            std::generate(y.begin(), y.end(), normal);
+            y[n/2] = -9; // the largest: -127 or so in 8 bits
+            std::vector<block_q8_0> in_32(n/QK8_0);
+            std::vector<block_q8_K> in_256(n/QK_K);
+            if (type == GGML_TYPE_Q8_0) {
+                quantize_row_q8_0_ref(y.data(), in_32.data(), n);
+                dequantize_row_q8_0(in_32.data(), y.data(), n);
+            } else {
+                quantize_row_q8_K_ref(y.data(), in_256.data(), n);
+                dequantize_row_q8_K(in_256.data(), y.data(), n);
+            }
+            for (int64_t row = 0; row < 3; ++row) {
+                const char * data = (const char *) w->data + row*w->nb[1];
+                ggml_get_type_traits(type)->to_float(data, x.data(), n);
+                double sum = 0, largest = 0;
+                for (int64_t i = 0; i < n; ++i) {
+                    sum += (double) x[i]*y[i];
+                    largest = std::max(largest, std::fabs((double) x[i]));
+                }
+                float found = NAN;
+                dot(n, &found, 0, data, 0, type == GGML_TYPE_Q8_0 ? (const void *) in_32.data() : in_256.data(), 0, 1);
+                // Sums within a block are exact. Its minimum's part and its scale's are at most twice the largest x; every number is
+                // rounded when it is scaled, once for each block that is added, and some times when lanes are.
+                const double bound = std::ldexp(1, -24)*(n/ggml_blck_size(type) + 12)*n*9*2*largest;
+                const double error = std::fabs(found - sum);
+                check(error <= bound, shape("dot", w, n) + ": error " + std::to_string(error) + ", allowed " + std::to_string(bound));
+            }
+        }
     }
 }
 
@@ -934,6 +984,7 @@ int main(int argc, char ** argv) {
         test_columns_are_independent(precision);
         test_not_finite(precision);
     }
+    test_dots();
     test_empty_sum();
     test_what_is_taken();
     test_prompts();
