@@ -8,7 +8,6 @@ namespace {
 
 __m256i load256(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
 __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
-__m512i joined(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
 
 // Lanes 8 i to 8 i + 7 have the (first + i)-th of eight numbers; so do four lanes in turn of sixteen.
 __m512 eights(__m512 numbers, int first) { return _mm512_permutexvar_ps(_mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)), numbers); }
@@ -24,35 +23,6 @@ template <int BYTES> void fetch(const void * p) {
     for (int i = 0; i < BYTES; i += 64) {
         __builtin_prefetch((const char *) p + AHEAD + i, 0, 2);
     }
-}
-
-// the halves at the beginning of the first n of eight blocks
-__m256 halves(const block_q8_0 * b, int n) {
-    const __m256i at = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(sizeof(block_q8_0)));
-    const __m256i h = _mm256_mmask_i32gather_epi32(_mm256_setzero_si256(), (__mmask8) ((1 << n) - 1), at, b, 1);
-    return _mm256_cvtph_ps(_mm256_cvtepi32_epi16(h));
-}
-
-void q8_0(int n, float * s, size_t, const void * vx, size_t, const void * vy, size_t, int) {
-    const block_q8_0 * x = (const block_q8_0 *) vx, * y = (const block_q8_0 *) vy;
-    __m512 sum = _mm512_setzero_ps();
-    const auto add = [&](__m512i a, __m512i b, __m512 d) {
-        b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b); // a's sign goes to b
-        sum = _mm512_fmadd_ps(sums(_mm512_abs_epi8(a), b), d, sum);
-    };
-    for (int left = n/QK8_0; left > 0; left -= 8, x += 8, y += 8) {
-        const int n_blocks = left < 8 ? left : 8;
-        fetch<8*sizeof(block_q8_0)>(x);
-        const __m512 d = _mm512_castps256_ps512(halves(x, n_blocks)*halves(y, n_blocks));
-        int i = 0;
-        for (; i + 2 <= n_blocks; i += 2) {
-            add(joined(load256(x[i].qs), load256(x[i + 1].qs)), joined(load256(y[i].qs), load256(y[i + 1].qs)), eights(d, i));
-        }
-        if (i < n_blocks) {
-            add(_mm512_zextsi256_si512(load256(x[i].qs)), _mm512_zextsi256_si512(load256(y[i].qs)), _mm512_permutexvar_ps(_mm512_set1_epi32(i), d));
-        }
-    }
-    *s = _mm512_reduce_add_ps(sum);
 }
 
 // 12 bytes have eight scales and eight minima of 6 bits: four of each, then 4 bits of four more, whose upper bits are above the first.
@@ -124,7 +94,6 @@ void q6_K(int n, float * s, size_t, const void * vx, size_t, const void * vy, si
 
 ggml_vec_dot_t llsteer_vec_dot(ggml_type type, ggml_vec_dot_t of_ggml) {
     switch (type) {
-        case GGML_TYPE_Q8_0: return q8_0;
         case GGML_TYPE_Q4_K: return q4_K;
         case GGML_TYPE_Q6_K: return q6_K;
         default:             return of_ggml;
