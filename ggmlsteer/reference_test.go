@@ -70,16 +70,20 @@ func TestReferenceCases(t *testing.T) {
 	})
 }
 
+// lastLogits are those behind a fixture's prompt.
+func lastLogits(t *testing.T, m *Model, f *fixture) (prompt []Token, logits []float32) {
+	prompt = f.Logits.Tokens
+	rows, err := newDecoder(t, m, DecoderOptions{Context: len(prompt) + 1, Precision: F32}).Logits(context.Background(), prompt, len(prompt))
+	require.NoError(t, err)
+	return prompt, rows[len(prompt)-1]
+}
+
 // Where a probability is nearly 1, which a large coldness makes of the likeliest token, 1 − p keeps its
 // digits: it is the sum of the others' probabilities.
 func TestComplementNearOne(t *testing.T) {
 	const coldness, tolerance = 20, 0.05 // logits are off by 1e-4 or so, and κ times that
 	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
-		prompt := f.Logits.Tokens
-		d := newDecoder(t, m, DecoderOptions{Context: len(prompt) + 1, Precision: F32})
-		rows, err := d.Logits(context.Background(), prompt, len(prompt))
-		require.NoError(t, err)
-		last := rows[len(prompt)-1]
+		prompt, last := lastLogits(t, m, f)
 		top := slices.Index(last, slices.Max(last))
 		others := 0.0
 		for i, z := range last {
@@ -100,11 +104,7 @@ func TestComplementNearOne(t *testing.T) {
 func TestComplementGradientNearOne(t *testing.T) {
 	const others, tolerance = 1e-6, 1e-5 // what comes of a float32 1 − p is 4e-3 and more
 	eachFixture(t, func(t *testing.T, m *Model, f *fixture) {
-		prompt := f.Logits.Tokens
-		d := newDecoder(t, m, DecoderOptions{Context: len(prompt) + 1, Precision: F32})
-		rows, err := d.Logits(context.Background(), prompt, len(prompt))
-		require.NoError(t, err)
-		last := rows[len(prompt)-1]
+		prompt, last := lastLogits(t, m, f)
 		order := slices.SortedFunc(slices.Values(last), func(a, b float32) int { return cmp.Compare(b, a) })
 		top := slices.Index(last, order[0])
 		coldness := -math.Log(others) / float64(order[0]-order[1])

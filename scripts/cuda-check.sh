@@ -28,25 +28,21 @@ compare() {
     return 1
 }
 
-# PyTorch's losses and gradients (testdata/reference), central differences, and the CPU's own
-gradients() {
+# Go's tests, as a program: go_tests NAME LAYERS PATTERN
+go_tests() {
     tests=build/gpu/ggmlsteer.test
     [ -x $tests ] || { echo "$tests is not there: scripts/cuda-bundle.sh makes it"; return 1; }
-    (cd ggmlsteer && LLSTEER_TEST_GPU_LAYERS=$1 "$root/$tests" -test.v -test.run '^(TestReference.*|TestOnDevice|TestGradientsAgainstDifferences|TestComplementGradientNearOne|TestLittleMemory)$') > build/cuda-gradients.txt 2>&1
+    (cd ggmlsteer && LLSTEER_TEST_GPU_LAYERS=$2 "$root/$tests" -test.v -test.run "^($3)\$") > "build/cuda-$1.txt" 2>&1
     rc=$?
-    grep -E '^(--- |FAIL|ok|PASS)|Error|Messages' build/cuda-gradients.txt
+    grep -E '^(--- |FAIL|ok|PASS)|CUDA graphs|Error|Messages' "build/cuda-$1.txt"
     return $rc
 }
 
+# PyTorch's losses and gradients (testdata/reference), central differences, and the CPU's own
+gradients() { go_tests gradients "$1" 'TestReference.*|TestOnDevice|TestGradientsAgainstDifferences|TestComplementGradientNearOne|TestLittleMemory'; }
+
 # CUDA graphs: the same bits as without, and each session says that it captured and launched some
-graphs() {
-    tests=build/gpu/ggmlsteer.test
-    [ -x $tests ] || { echo "$tests is not there: scripts/cuda-bundle.sh makes it"; return 1; }
-    (cd ggmlsteer && LLSTEER_TEST_GPU_LAYERS=$1 "$root/$tests" -test.v -test.run '^TestCUDAGraphs$') > build/cuda-graphs.txt 2>&1
-    rc=$?
-    grep -E '^(--- |FAIL|ok|PASS)|CUDA graphs|Error|Messages' build/cuda-graphs.txt
-    [ $rc = 0 ] && grep -q '^--- PASS: TestCUDAGraphs' build/cuda-graphs.txt
-}
+graphs() { go_tests graphs "$1" TestCUDAGraphs && grep -q '^--- PASS: TestCUDAGraphs' build/cuda-graphs.txt; }
 
 # the demo's job on the GPU and on the CPU: the same number of steps, and the same loss to 1 in 1000
 tutorial() {
