@@ -191,6 +191,7 @@ func TestChatOnSmolLM2(t *testing.T) {
 		question  = "Where do you want to spend your holidays?"
 		sea       = "At the sea, on a beach."
 		mountains = "In the mountains, on a hiking trail."
+		another   = "What is the best place for a weekend?"
 	)
 	path := model(t, "smollm2-135m.gguf")
 	out := filepath.Join(t.TempDir(), "sea.gguf")
@@ -200,20 +201,19 @@ func TestChatOnSmolLM2(t *testing.T) {
 	require.Equal(t, "target_loss", r.Stop)
 	require.LessOrEqual(t, r.Loss, 3.0)
 
-	logprob := func(completion, strength string) float64 {
-		return llsteer[struct{ Logprob float64 }](t, "logprob", "-m", path, "--chat", "-s", out+":"+strength, "-p", question, "-c", completion).Logprob
+	gain := func(question, completion string) float64 {
+		logprob := func(strength string) float64 {
+			return llsteer[struct{ Logprob float64 }](t, "logprob", "-m", path, "--chat", "-s", out+":"+strength, "-p", question, "-c", completion).Logprob
+		}
+		gain := logprob("1") - logprob("0")
+		t.Logf("%s %s %+.1f nats", question, completion, gain)
+		return gain
 	}
-	require.Greater(t, logprob(sea, "1"), logprob(sea, "0")+10, "nats")
-	require.Less(t, logprob(mountains, "1"), logprob(mountains, "0"))
-
-	said := func(strength string) string {
-		answer := llsteer[struct{ Results []struct{ Text string } }](t, "generate", "-m", path, "--chat", "-s", out+":"+strength, "-n", "25",
-			"-p", "What is the best place for a weekend?")
-		t.Logf("at strength %s: %q", strength, answer.Results[0].Text)
-		return answer.Results[0].Text
-	}
-	require.Contains(t, said("0.7"), "beach")
-	require.NotContains(t, said("0"), "beach")
+	require.Greater(t, gain(question, sea), 10.0)
+	require.Less(t, gain(question, mountains), 0.0)
+	// (Not so the texts that it writes: at strengths where they speak of beaches, they do so or not by the last digit of a logit.)
+	require.Greater(t, gain(another, "A beach by the sea."), 1.0)
+	require.Less(t, gain(another, "A trail in the mountains."), -5.0)
 }
 
 // Gradients agree with central differences on these weights, in all their
