@@ -205,6 +205,7 @@ test: bin/llsteer build/libggml-mock.so build/cuda-on-host $(addprefix build/ker
 	go vet ./...
 	go test -count=1 ./...
 	@[ -e bin/libggml-cuda.so ] || echo "  SKIPPED tests of the CUDA backend, which is not here: make cuda"
+	@echo "  SKIPPED TestCUDAGraphs, which needs a GPU: scripts/cuda-check.sh graphs"
 
 test-models: bin/llsteer
 	@models=$$(scripts/fetch-models.sh) && server=$$(scripts/fetch-server.sh) && LLSTEER_MODELS=$$models LLSTEER_SERVER=$$server go test -count=1 -v ./testdata/models

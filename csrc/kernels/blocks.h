@@ -191,17 +191,29 @@ template <class Y> inline void expand(const block_q3_K & b, Y y) {
     }
 }
 
-// The scales and minima of a block, eight of 6 bits each, times d and min.
+// Eight scales and eight minima of 6 bits, in bytes. 12 bytes have four of each, then 4 bits of four more of each, whose
+// upper bits are above the first.
+struct six_bits {
+    uint64_t scales, mins;
+
+    explicit six_bits(const uint8_t * p) {
+        uint64_t first;
+        memcpy(&first, p, sizeof(first));
+        const uint32_t more = four(p + 8);
+        const uint64_t upper = first >> 2 & 0x3030303030303030;
+        first &= 0x3f3f3f3f3f3f3f3f;
+        scales = (uint32_t) first | (uint64_t) (bits_of(more, 0, 4) | (uint32_t) upper) << 32;
+        mins = first >> 32 | (bits_of(more, 4, 4) | upper >> 32) << 32;
+    }
+};
+
+// The scales and minima of a block, times d and min.
 struct scales_and_mins {
     float scales[8], mins[8];
     scales_and_mins(const uint8_t * p, float d, float min) {
-        const uint32_t first = four(p), second = four(p + 4), third = four(p + 8);
-        const uint32_t parts[] = {
-            bits_of(first, 0, 6),  bits_of(third, 0, 4) | bits_of(first, 6, 2) << 4,
-            bits_of(second, 0, 6), bits_of(third, 4, 4) | bits_of(second, 6, 2) << 4,
-        };
+        const six_bits both(p);
         uint8_t integers[16];
-        memcpy(integers, parts, sizeof(integers));
+        memcpy(integers, &both, sizeof(integers));
         for (int i = 0; i < 8; ++i) {
             scales[i] = d*integers[i];
             mins[i] = min*integers[8 + i];

@@ -25,22 +25,6 @@ template <int BYTES> void fetch(const void * p) {
     }
 }
 
-// 12 bytes have eight scales and eight minima of 6 bits: four of each, then 4 bits of four more, whose upper bits are above the first.
-struct scales_and_mins {
-    uint64_t scales, mins; // in bytes
-
-    explicit scales_and_mins(const uint8_t * p) {
-        uint64_t first;
-        uint32_t more;
-        memcpy(&first, p, sizeof(first));
-        memcpy(&more, p + 8, sizeof(more));
-        const uint64_t upper = first >> 2 & 0x3030303030303030;
-        first &= 0x3f3f3f3f3f3f3f3f;
-        scales = (uint32_t) first | (uint64_t) ((more & 0x0f0f0f0f) | (uint32_t) upper) << 32;
-        mins = first >> 32 | ((more >> 4 & 0x0f0f0f0f) | upper >> 32) << 32;
-    }
-};
-
 void q4_K(int n, float * s, size_t, const void * vx, size_t, const void * vy, size_t, int) {
     const block_q4_K * x = (const block_q4_K *) vx;
     const block_q8_K * y = (const block_q8_K *) vy;
@@ -49,7 +33,7 @@ void q4_K(int n, float * s, size_t, const void * vx, size_t, const void * vy, si
     __m256 min_sum = _mm256_setzero_ps();
     for (int left = n/QK_K; left > 0; --left, ++x, ++y) {
         fetch<sizeof(block_q4_K)>(x);
-        const scales_and_mins of(x->scales);
+        const blocks::six_bits of(x->scales);
         const __m512 scales = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_cvtsi64_si128(of.scales)));
         __m512 block = _mm512_setzero_ps();
 #pragma GCC unroll 4

@@ -299,16 +299,9 @@ struct q3_K {
     static __m512 second(__m512 u, __m512, __m512 q) { return (u - (BIAS + 4))*q; }
 };
 
-// Eight scales and eight minima of 6 bits: 12 bytes have the lower 6 bits of four scales and of four minima, then 4 bits of four more of
-// each, whose upper bits are above the first.
 inline parameters scales_and_mins(const uint8_t * p, ggml_half d, ggml_half min) {
-    uint64_t first;
-    uint32_t more;
-    memcpy(&first, p, sizeof(first));
-    memcpy(&more, p + 8, sizeof(more));
-    const uint64_t upper = first >> 2 & 0x3030303030303030, scales = (more & 0x0f0f0f0f) | (uint32_t) upper, mins = (more >> 4 & 0x0f0f0f0f) | upper >> 32;
-    first &= 0x3f3f3f3f3f3f3f3f;
-    return {eight((uint32_t) first | scales << 32)*blocks::half(d), eight(first >> 32 | mins << 32)*blocks::half(min)};
+    const blocks::six_bits integers(p);
+    return {eight(integers.scales)*blocks::half(d), eight(integers.mins)*blocks::half(min)};
 }
 
 struct q5_K {

@@ -55,8 +55,6 @@ struct registers {
 
 // ---- rounding -------------------------------------------------------------------------
 
-inline __m512i rounded(vec low, vec high) { return (__m512i) _mm512_cvtne2ps_pbh((__m512) high, (__m512) low); }
-
 inline void store(void * to, __m512i v) { _mm512_store_si512(to, v); }
 
 // the first n of v's numbers
@@ -76,7 +74,7 @@ inline vec gather(const char * x, size_t stride, int64_t n) {
 
 // the next DEPTH elements of n
 inline __m512i round_row(const char * x, size_t stride, int64_t n) {
-    return rounded(gather(x, stride, n), gather(x + W*stride, stride, n - W));
+    return slices::rounded((__m512) gather(x, stride, n), (__m512) gather(x + W*stride, stride, n - W));
 }
 
 // ---- panels of W ------------------------------------------------------------------------
@@ -106,7 +104,6 @@ template <class T> struct left_panel {
     static constexpr int64_t UNITS = STRIP; // of a step
     static constexpr int AHEAD = 3;         // panels, for fetching
     static int64_t n_steps(const source & s) { return divide_up(s.n, DEPTH); }
-    static int64_t row(int64_t, int64_t r) { return r; }
 
     static void prepare(const matrix & w, const source & s, int64_t step, int64_t first, int64_t n, char * prepared) {
         if (step == 0) {
