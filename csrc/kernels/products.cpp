@@ -27,7 +27,7 @@ bool is_prompt(const ggml_tensor * node) {
 enum kernel { EXACT, FIXED, TILES };
 
 kernel kernel_of(const ggml_tensor * node) {
-    return node->op_params[0] != GGML_PREC_FIXED && !is_prompt(node) ? EXACT : tiles::available() ? TILES : FIXED;
+    return node->op_params[0] != GGML_PREC_FIXED && !is_prompt(node) ? EXACT : tiles::in_use() ? TILES : FIXED;
 }
 
 // ---- columns ------------------------------------------------------------------------

@@ -186,9 +186,6 @@ bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
 
 // ---- products against sums in double ------------------------------------------------
 
-// Nodes of GGML_PREC_FIXED are computed in tiles, else in fixed point.
-bool in_tiles() { return tiles::available(); }
-
 // An element of a result: the sum of its terms w x, and how far the kernels may be from it.
 struct sum_of_products {
     enum { EXACT, FIXED, TILES } kernel;
@@ -232,8 +229,8 @@ struct sum_of_products {
     // at most 1024 elements are summed in four lanes or more, the lanes (16 at most) in
     // pairs, then the blocks in turn. Backward: blocks of 128 in turn, then those in turn.
     // One more for the product itself. In fixed point: the segments in turn, each with
-    // its scales, their product and the conversion of its sum. In tiles: 16 pairs in turn, the sums of their
-    // first and second halves, then the tiles of 32 in turn. Each rounding errs by at
+    // its scales, their product and the conversion of its sum. In AMX's tiles: 16 pairs in turn, the sums of their
+    // first and second halves, then the tiles of 32 in turn; in vectors all in turn. Each rounding errs by at
     // most UNIT times the sum of the terms' magnitudes (of the rounded
     // terms, which exceed the terms by at most the bound so far); the factor 1.01 covers products of these errors.
     static constexpr double UNIT = 0x1p-24, BFLOAT = 0x1p-8, TINY = 0x1p-126;
@@ -241,7 +238,11 @@ struct sum_of_products {
         end_segment();
         const double n_float = std::min<double>((double) n_terms, 1024/4 + 4 + (double) n_terms/128 + 1) + 1;
         const double n_fixed = (double) n_terms/fixed::SEGMENT + 1 + 7;
+#if defined(__AMX_BF16__)
         const double n_tiles = 2*16 + 1 + (double) n_terms/32 + 1;
+#else
+        const double n_tiles = (double) n_terms + 1;
+#endif
         switch (kernel) {
             case FIXED: return 1.01*(bound + UNIT*n_fixed*(size + bound));
             case TILES: return 1.01*(bound + (2*BFLOAT + BFLOAT*BFLOAT + UNIT*n_tiles)*size);
@@ -258,7 +259,7 @@ struct sum_of_products {
 void check_product(ggml_tensor * node, const std::string & what) {
     const ggml_tensor * w = node->src[0], * x = node->src[1], * ids = node->src[2];
     const bool back = node->op == GGML_OP_OUT_PROD;
-    const auto kernel = node->op_params[0] != GGML_PREC_FIXED ? sum_of_products::EXACT : in_tiles() ? sum_of_products::TILES : sum_of_products::FIXED;
+    const auto kernel = node->op_params[0] != GGML_PREC_FIXED ? sum_of_products::EXACT : tiles::in_use() ? sum_of_products::TILES : sum_of_products::FIXED;
 
     check(llsteer_product_takes(node), what + ": not taken");
     compute(node, 1);
@@ -312,7 +313,7 @@ constexpr ggml_prec PRECISIONS[] = {GGML_PREC_EXACT, GGML_PREC_FIXED};
 // a node that the kernels compute, in both precisions
 void check_products(ggml_tensor * node, const std::string & what) {
     for (const ggml_prec precision : PRECISIONS) {
-        check_product(in(precision, node), what + (precision == GGML_PREC_FIXED ? in_tiles() ? ", tiles" : ", fixed" : ""));
+        check_product(in(precision, node), what + (precision == GGML_PREC_FIXED ? tiles::in_use() ? ", tiles" : ", fixed" : ""));
     }
 }
 
@@ -968,17 +969,28 @@ int main(int argc, char ** argv) {
     test_gelu();
     test_functions();
     test_runs();
-    test_types_and_sizes();
-    test_strides_and_broadcasts();
-    test_experts();
-    for (const ggml_prec precision : PRECISIONS) {
-        test_columns_are_independent(precision);
-        test_not_finite(precision);
-    }
     test_dots();
-    test_empty_sum();
     test_what_is_taken();
-    test_prompts();
+    // both ways of 16 bits, first the one that is in use here
+    const bool in_tiles = tiles::in_use();
+    for (const bool use : {in_tiles, !in_tiles}) {
+        if (use && !tiles::available()) {
+#if defined(__AMX_BF16__)
+            printf("SKIPPED products in tiles, which the system refuses to this process\n");
+#endif
+            continue;
+        }
+        tiles::in_use() = use;
+        test_types_and_sizes();
+        test_strides_and_broadcasts();
+        test_experts();
+        for (const ggml_prec precision : PRECISIONS) {
+            test_columns_are_independent(precision);
+            test_not_finite(precision);
+        }
+        test_empty_sum();
+        test_prompts();
+    }
     printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 && passed > 0 ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-// Matrix products in bfloat16, for products.h, on processors with AMX.
+// Matrix products in bfloat16, for products.h, on processors with AMX, or with AVX-512's instructions for it.
 //
 // Both operands are rounded to bfloat16, an element by at most 2^-8 of itself, and multiplied in
 // tiles of 16 rows; products are exact, their sums in float32. Numbers below 2^-126 count as 0.
@@ -8,8 +8,11 @@
 
 namespace tiles {
 
-// Has the processor such tiles, and lets the system this process use them?
+// Has this variant such tiles, and lets the system this process use them?
 bool available();
+
+// Are products in 16 bits made in tiles? True from the start if tiles are available and faster than fixed point. Tests set it.
+bool & in_use();
 
 // Columns of x (or g), side by side in tiles as forward (backward) multiplies them.
 constexpr int64_t COLUMNS = 16;
