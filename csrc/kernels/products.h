@@ -4,8 +4,8 @@
 // anew for every token.
 //
 //   GGML_PREC_EXACT  weights as they dequantize, activations and sums in float32 (exact.h)
-//   GGML_PREC_FIXED  both operands in 16 bits: in bfloat16 on processors with AMX (tiles.h), else
-//                    in fixed point, which is finer (fixed.h)
+//   GGML_PREC_FIXED  both operands in 16 bits: in bfloat16 where the processor is fast at it
+//                    (tiles.h), else in fixed point, which is finer (fixed.h)
 //
 // This is compiled into every variant of the backend, with its processor's
 // flags, and called from the patched ggml-cpu.c. It takes over

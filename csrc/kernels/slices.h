@@ -1,4 +1,4 @@
-// Weights in bfloat16 for tiles.cpp, 32 at a time: so few instructions fit between two tile products.
+// Weights in bfloat16 for tiles.cpp, 32 at a time: so few instructions fit between the products of two tiles.
 //
 // A slice is 32 elements of a row. As a row of a left tile they are in order. In right tiles a row is of pairs:
 // of two rows' slices, those of the first 16 columns and those of the others.
