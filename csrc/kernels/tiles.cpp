@@ -247,12 +247,12 @@ int64_t tiles::part(int64_t n_rows, int64_t n_columns, int n_threads) {
 }
 
 void tiles::forward(const matrix & w, int64_t m0, int64_t m1, int64_t n_k, columns cols, const char * x, char * work) {
-    const registers in_use;
+    const registers set_up;
     in_slices(w, [&](auto t) { forward_in<decltype(t)>(w, m0, m1, n_k, cols, x, work); });
 }
 
 void tiles::backward(const matrix & w, int64_t k0, int64_t k1, int64_t n_m, columns cols, const char * g, char * work) {
-    const registers in_use;
+    const registers set_up;
     in_slices(w, [&](auto t) { backward_in<decltype(t)>(w, k0, k1, n_m, cols, g, work); });
 }
 
